@@ -1,0 +1,131 @@
+"""Encode a data set once: mu and logsigma of every frame, kept in the logdir.
+
+`logdir/latents/<digest of the encoder>/<name of the episode>` holds one npz for each
+episode. Another encoder has another digest, so its latents are made anew and the earlier
+ones removed; an episode whose file changed is encoded again.
+"""
+
+import copy
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.episodes import BadEpisode, Episode, EpisodeFile, read_episode, warn_skipped
+from models.vae import Encoder
+from utils.files import atomic_write
+from utils.frames import pixels_to_unit
+from utils.learning import weights_digest
+
+BATCH_SIZE = 256
+
+
+class LatentEpisode(NamedTuple):
+    """An episode as V sees it."""
+
+    mu: np.ndarray  # (T, 32) float32
+    logsigma: np.ndarray  # (T, 32) float32
+    actions: np.ndarray  # (T, 3) float32
+    rewards: np.ndarray  # (T,) float32
+    terminals: np.ndarray  # (T,) bool
+
+
+def encode_episodes(
+    files: list[EpisodeFile],
+    encoder: Encoder,
+    logdir: Path,
+    device: torch.device,
+    precision: torch.dtype,
+) -> dict[str, LatentEpisode]:
+    """The latents of all readable episodes by name, from the cache or encoded now.
+
+    `precision` is the type in which the encoder computes. Episodes that cannot be read are
+    left out with one warning.
+    """
+    cache = logdir / "latents" / weights_digest(encoder)[:16]
+    _drop_others(cache)
+    latents, missing = {}, []
+    for file in files:
+        cached = _read_cached(cache / file.name, file.path)
+        if cached is None:
+            missing.append(file)
+        else:
+            latents[file.name] = cached
+    if not missing:
+        print(f"latents: all {len(files)} episodes are in {cache}")
+        return latents
+    print(f"latents: {len(latents)} episodes are in {cache}, {len(missing)} are encoded now")
+
+    # A copy: the caller's float32 weights must not go through bfloat16 and back.
+    encoder = copy.deepcopy(encoder).to(device, precision, memory_format=torch.channels_last)
+    bad = []
+    with (
+        tqdm(total=sum(f.length for f in missing), unit="frame", desc="encoding") as bar,
+        ThreadPoolExecutor(1) as reader,
+    ):
+        coming = reader.submit(read_episode, missing[0].path)
+        for i, file in enumerate(missing):
+            current = coming
+            error = current.exception()
+            if i + 1 < len(missing):
+                coming = reader.submit(read_episode, missing[i + 1].path)
+            if isinstance(error, BadEpisode):
+                bad.append((file.name, str(error)))
+                continue
+            latent = _encode(current.result(), encoder, device, precision)
+            _write_cached(cache / file.name, file.path, latent)
+            latents[file.name] = latent
+            bar.update(len(latent.mu))
+    if bad:
+        warn_skipped(bad)
+    return latents
+
+
+@torch.inference_mode()
+def _encode(
+    episode: Episode, encoder: Encoder, device: torch.device, precision: torch.dtype
+) -> LatentEpisode:
+    mus, logsigmas = [], []
+    for frames in torch.from_numpy(episode.observations).split(BATCH_SIZE):
+        mu, logsigma = encoder(pixels_to_unit(frames.to(device), precision))
+        mus.append(mu.float().cpu())
+        logsigmas.append(logsigma.float().cpu())
+    return LatentEpisode(torch.cat(mus).numpy(), torch.cat(logsigmas).numpy(), *episode[1:])
+
+
+def _drop_others(cache: Path) -> None:
+    """Remove the latents of other encoders, and say so."""
+    if cache.parent.is_dir():
+        for other in cache.parent.iterdir():
+            if other.name != cache.name:
+                print(f"latents: {other} is of another VAE and is removed")
+                shutil.rmtree(other)
+
+
+def _source(path: Path) -> np.ndarray:
+    """What tells that an episode's file has not changed: size and time, (2,) int64."""
+    status = path.stat()
+    return np.array([status.st_size, status.st_mtime_ns], np.int64)
+
+
+def _write_cached(path: Path, source: Path, latent: LatentEpisode) -> None:
+    with atomic_write(path) as file:
+        np.savez(file, source=_source(source), **latent._asdict())
+
+
+def _read_cached(path: Path, source: Path) -> LatentEpisode | None:
+    """The cached latents, or None when there are none of this very episode."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as npz:
+            if not np.array_equal(npz["source"], _source(source)):
+                return None
+            return LatentEpisode(*(npz[key] for key in LatentEpisode._fields))
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        print(f"latents: {path} is damaged ({error}) and is made again")
+        return None

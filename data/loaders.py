@@ -1,0 +1,197 @@
+"""Batches for training: frames for V, windows of latents for M."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.episodes import BadEpisode, EpisodeFile, read_episode, warn_skipped
+from data.latents import LatentEpisode
+from utils.cli import UserError
+from utils.frames import SIZE
+
+# What a FrameLoader holds at most, in bytes of uint8 frames; half of it is in use while the
+# other half is read. 87,000 frames.
+BUFFER_BYTES = 2**30
+FRAME_BYTES = SIZE * SIZE * 3
+
+
+class FrameLoader:
+    """Batches of single frames out of many episodes, in bounded memory.
+
+    An epoch takes the episodes in random order, reads as many as fit in half the buffer,
+    draws their frames in random order, and reads the next half in the background meanwhile.
+    Every frame comes once an epoch. A data set that fits in half the buffer is read once and
+    kept. Frames stay uint8; the half in use lies on `device`.
+    """
+
+    def __init__(
+        self,
+        files: list[EpisodeFile],
+        batch_size: int,
+        device: torch.device,
+        shuffle: bool,
+        buffer_bytes: int = BUFFER_BYTES,
+    ):
+        self.files, self.batch_size, self.device = files, batch_size, device
+        self.shuffle = shuffle
+        self.half = buffer_bytes // 2
+        self.fits = sum(file.length for file in files) * FRAME_BYTES <= self.half
+        self._kept: Tensor | None = None
+        self._bad: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        """Frames in an epoch."""
+        return sum(file.length for file in self.files if file.name not in self._bad)
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[Tensor]:
+        """Batches (B, 64, 64, 3) uint8 on the device; the last one may be smaller.
+
+        `generator` draws the order when the loader shuffles.
+        """
+        chunks = self._chunks(generator)
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._read, chunks[0])
+            left_over: Tensor | None = None
+            for i in range(len(chunks)):
+                frames = coming.result()
+                if i + 1 < len(chunks):
+                    coming = reader.submit(self._read, chunks[i + 1])
+                order = generator.permutation(len(frames)) if self.shuffle else None
+                left_over = yield from self._batches(frames, order, left_over)
+            if left_over is not None and len(left_over):
+                yield left_over
+
+    def _batches(self, frames: Tensor, order: np.ndarray | None, left_over: Tensor | None):
+        """Full batches out of one half of the buffer; returns the frames that are left over."""
+        first = 0
+        if left_over is not None and len(left_over):
+            first = min(self.batch_size - len(left_over), len(frames))
+            joined = torch.cat([left_over, self._take(frames, order, 0, first)])
+            if len(joined) < self.batch_size:
+                return joined
+            yield joined
+        for start in range(first, len(frames), self.batch_size):
+            batch = self._take(frames, order, start, start + self.batch_size)
+            if len(batch) < self.batch_size:
+                return batch.clone()
+            yield batch
+        return None
+
+    def _take(self, frames: Tensor, order: np.ndarray | None, start: int, stop: int) -> Tensor:
+        if order is None:
+            return frames[start:stop]
+        return frames.index_select(0, torch.from_numpy(order[start:stop]).to(frames.device))
+
+    def _chunks(self, generator: np.random.Generator) -> list[list[EpisodeFile]]:
+        """The epoch's episodes in groups of at most half the buffer (one episode at least)."""
+        if self.fits:
+            return [self.files]
+        order = generator.permutation(len(self.files)) if self.shuffle else range(len(self.files))
+        chunks, size = [], self.half
+        for i in order:
+            file = self.files[i]
+            if size + file.length * FRAME_BYTES > self.half:
+                chunks.append([])
+                size = 0
+            chunks[-1].append(file)
+            size += file.length * FRAME_BYTES
+        return chunks
+
+    def _read(self, chunk: list[EpisodeFile]) -> Tensor:
+        """The frames of some episodes, (N, 64, 64, 3) uint8 on the device."""
+        if self._kept is not None:
+            return self._kept
+        buffer = torch.empty((sum(file.length for file in chunk), SIZE, SIZE, 3), dtype=torch.uint8)
+        end, bad = 0, []
+        for file in chunk:
+            try:
+                observations = read_episode(file.path).observations
+            except BadEpisode as reason:
+                if file.name not in self._bad:
+                    bad.append((file.name, str(reason)))
+                continue
+            buffer[end : end + len(observations)] = torch.from_numpy(observations)
+            end += len(observations)
+        if bad:
+            self._bad.update(bad)
+            warn_skipped(bad)
+            if len(self._bad) == len(self.files):
+                raise UserError("none of the episodes can be read; generate them again")
+        frames = buffer[:end].to(self.device)
+        if self.fits:
+            self._kept = frames
+        return frames
+
+
+class WindowLoader:
+    """Windows of `seq_len` transitions out of encoded episodes, all in memory on `device`.
+
+    Each episode of T steps has T - 1 transitions, and ceil((T - 1) / seq_len) windows that
+    cover them all; in training the inner windows are shifted at random each epoch.
+    """
+
+    def __init__(
+        self,
+        episodes: list[LatentEpisode],
+        batch_size: int,
+        seq_len: int,
+        device: torch.device,
+        shuffle: bool,
+    ):
+        self.batch_size, self.seq_len, self.shuffle = batch_size, seq_len, shuffle
+        self.lengths = np.array([len(e.mu) for e in episodes], np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])[:-1]
+        if not (self.lengths > seq_len).any():
+            raise UserError(
+                f"--seq-len {seq_len}: no episode is longer than that "
+                f"(the longest has {self.lengths.max(initial=0)} frames)"
+            )
+
+        def joined(key: str) -> Tensor:
+            array = np.concatenate([getattr(e, key) for e in episodes])
+            return torch.from_numpy(array.astype(np.float32)).to(device)
+
+        self.mu, self.logsigma = joined("mu"), joined("logsigma")
+        self.actions, self.rewards = joined("actions"), joined("rewards")
+        self.terminals = joined("terminals")
+
+    def starts(self, generator: np.random.Generator) -> np.ndarray:
+        """First frame of each window of an epoch, (W,), counted through all episodes."""
+        windows = []
+        for offset, length in zip(self.offsets, self.lengths, strict=True):
+            last = length - 1 - self.seq_len  # the latest start that has all its transitions
+            if last < 0:
+                continue
+            n = -(-(length - 1) // self.seq_len)
+            starts = np.linspace(0, last, n).round().astype(np.int64)
+            if self.shuffle and n > 2:
+                shift = generator.integers(-(self.seq_len // 2), self.seq_len // 2 + 1, size=n - 2)
+                starts[1:-1] = np.clip(starts[1:-1] + shift, 0, last)
+            windows.append(offset + starts)
+        windows = np.concatenate(windows)
+        return generator.permutation(windows) if self.shuffle else windows
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[dict[str, Tensor]]:
+        """Batches of windows, each value (seq_len, B, ...); the last one may be smaller.
+
+        Keys: `mu` and `logsigma` of frame t, `actions` taken on it (t + 1 in the episode
+        format), and `next_mu`, `next_logsigma`, `rewards` and `terminals` of frame t + 1.
+        """
+        device = self.mu.device
+        starts = torch.from_numpy(self.starts(generator)).to(device)
+        steps = torch.arange(self.seq_len, device=device)[:, None]
+        for begin in range(0, len(starts), self.batch_size):
+            now = starts[None, begin : begin + self.batch_size] + steps
+            after = now + 1
+            yield {
+                "mu": self.mu[now],
+                "logsigma": self.logsigma[now],
+                "actions": self.actions[after],
+                "next_mu": self.mu[after],
+                "next_logsigma": self.logsigma[after],
+                "rewards": self.rewards[after],
+                "terminals": self.terminals[after],
+            }

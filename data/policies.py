@@ -1,0 +1,28 @@
+"""The random policies that explore the track."""
+
+import numpy as np
+
+ACTION_LOW = np.array([-1.0, 0.0, 0.0])
+ACTION_HIGH = np.array([1.0, 1.0, 1.0])
+
+
+def brownian(steps: int, generator: np.random.Generator, dt: float = 1 / 50) -> np.ndarray:
+    """Actions (steps, 3) float32 of a random walk: what was done before is likely done again.
+
+    a[0] is uniform in the action box, a[t + 1] = clip(a[t] + sqrt(dt) * N(0, 1)), with
+    dt in seconds (one frame of CarRacing).
+    """
+    noise = np.sqrt(dt) * generator.standard_normal((steps, 3))
+    actions = np.empty((steps, 3))
+    actions[0] = generator.uniform(ACTION_LOW, ACTION_HIGH)
+    for t in range(1, steps):
+        actions[t] = np.clip(actions[t - 1] + noise[t], ACTION_LOW, ACTION_HIGH)
+    return actions.astype(np.float32)
+
+
+def white(steps: int, generator: np.random.Generator) -> np.ndarray:
+    """Actions (steps, 3) float32, each uniform in the action box and independent."""
+    return generator.uniform(ACTION_LOW, ACTION_HIGH, (steps, 3)).astype(np.float32)
+
+
+POLICIES = {"brown": brownian, "white": white}

@@ -1,0 +1,1 @@
+"""CarRacing in batches, its tracks, and the rollout loop."""

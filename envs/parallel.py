@@ -1,0 +1,102 @@
+"""Rollouts of controllers shared out over worker processes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from envs.rollouts import AgentPolicy, play
+from envs.simulator import make_simulator
+from models.agent import Agent
+from models.mdrnn import MDRNN
+from models.vae import Encoder
+from utils.checkpoint import load_weights, stage_weights
+from utils.learning import choose_device, fast_precision, weights_digest
+from utils.workers import WorkerPool, available_cores
+
+# Rollouts in a unit of work, which a worker drives in lockstep. Large enough for batches
+# that are fast, small enough that no core waits long for the last one of a generation.
+UNIT = 32
+
+
+class Rollouts(NamedTuple):
+    """A unit of work: rollout i drives controller `parameters[i]` on track `seeds[i]`."""
+
+    parameters: np.ndarray  # (n, 867) float32
+    seeds: list[int]
+
+
+def load_agent(logdir: Path, device: torch.device, precision: torch.dtype) -> Agent:
+    """V's encoder and M of an experiment as an Agent.
+
+    Raises UserError where a stage is missing or is of another model.
+    """
+    encoder, mdrnn = Encoder(), MDRNN()
+    load_weights(encoder, stage_weights(logdir, "vae", "python trainvae.py"), part="encoder.")
+    load_weights(mdrnn, stage_weights(logdir, "mdrnn", "python trainmdrnn.py"))
+    return Agent(encoder, mdrnn, device, precision)
+
+
+def agent_digest(agent: Agent) -> str:
+    """A fingerprint of the weights behind the controller, 16 hexadecimal digits."""
+    return weights_digest(agent.encoder.float(), agent.mdrnn.rnn)[:16]
+
+
+def setup_worker(index: int, logdir: Path, simulator: str, device: str, workers: int) -> Callable:
+    """What a worker process of `workers` does with Rollouts: (returns (n,), lengths (n,))."""
+    threads = max(1, available_cores() // workers)
+    torch.set_num_threads(threads)
+    if device == "cuda":
+        device = f"cuda:{index % torch.cuda.device_count()}"
+    chosen = choose_device(device)
+    agent = load_agent(logdir, chosen, fast_precision(chosen))
+    print(f"worker {index}: {chosen}, {threads} threads", flush=True)
+
+    def work(unit: Rollouts, report: Callable) -> tuple[np.ndarray, np.ndarray]:
+        n = len(unit.seeds)
+        environments = make_simulator(simulator, unit.seeds, threads)
+        policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
+        result = play(environments, n, n, policy)
+        environments.close()
+        return result
+
+    return work
+
+
+def start_workers(
+    logdir: Path, simulator: str, device: torch.device, max_workers: int, rollouts: int
+) -> WorkerPool:
+    """Workers for batches of `rollouts`, never more than there is work."""
+    count = min(max_workers, rollouts)
+    name = "cuda" if device.type == "cuda" and device.index is None else str(device)
+    return WorkerPool(count, setup_worker, (logdir, simulator, name, count), logdir / "tmp")
+
+
+def run_rollouts(
+    pool: WorkerPool,
+    parameters: np.ndarray,
+    seeds: list[int],
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Drive each of m controllers (m, 867) on each of k tracks.
+
+    Returns the returns (m, k) float64 and the lengths in frames (m, k) int64.
+    `progress(rollouts)` is called as they are finished.
+    """
+    m, k = len(parameters), len(seeds)
+    pairs = [(i, j) for i in range(m) for j in range(k)]
+    size = min(UNIT, -(-len(pairs) // len(pool)))
+    shares = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    units = [
+        Rollouts(parameters[[i for i, _ in share]].astype(np.float32), [seeds[j] for _, j in share])
+        for share in shares
+    ]
+    returns, lengths = np.empty((m, k)), np.empty((m, k), np.int64)
+    for unit, (unit_returns, unit_lengths) in pool.run(units):
+        rows, columns = zip(*shares[unit], strict=True)
+        returns[rows, columns], lengths[rows, columns] = unit_returns, unit_lengths
+        if progress is not None:
+            progress(len(shares[unit]))
+    return returns, lengths

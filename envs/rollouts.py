@@ -1,0 +1,67 @@
+"""The one rollout loop: in data generation, in training and in testing."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from models.agent import Agent
+
+# (episodes (n,), frames (n, H, W, 3) uint8) -> actions (n, 3) float32
+Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# (episodes, actions, frames after them, rewards, terminated, truncated), all (n, ...)
+Watcher = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
+
+
+def play(
+    simulator, n: int, slots: int, policy: Policy, watch: Watcher | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Play the n episodes of a simulator, at most `slots` at a time, in lockstep.
+
+    A slot whose episode ended takes the next one at once. Which episodes run together
+    depends on their lengths alone, so the same call gives the same returns.
+    Returns the returns (n,) float64 and the lengths (n,) int64 of the episodes, in frames.
+    An episode in which an action or a reward is NaN or infinite ends there and returns NaN.
+    """
+    returns, lengths = np.zeros(n), np.zeros(n, np.int64)
+    ids = np.arange(min(n, slots))
+    started = len(ids)
+    frames = simulator.reset(ids)
+    while len(ids):
+        actions = policy(ids, frames)
+        failed = ~np.isfinite(actions).all(axis=1)
+        frames, rewards, terminated, truncated = simulator.step(ids, np.nan_to_num(actions))
+        failed |= ~np.isfinite(rewards)
+        rewards[failed] = np.nan
+        returns[ids] += rewards
+        lengths[ids] += 1
+        if watch is not None:
+            watch(ids, actions, frames, rewards, terminated, truncated)
+        going = ~(terminated | truncated | failed)
+        if not going.all():
+            new = np.arange(started, min(n, started + int((~going).sum())))
+            started += len(new)
+            ids, frames = ids[going], frames[going]
+            if len(new):
+                ids, frames = (
+                    np.concatenate([ids, new]),
+                    np.concatenate([frames, simulator.reset(new)]),
+                )
+    return returns, lengths
+
+
+class AgentPolicy:
+    """An Agent at the wheel of n episodes, each with its own controller and hidden state."""
+
+    def __init__(self, agent: Agent, parameters: torch.Tensor):
+        """parameters (n, 867): the controller of each episode."""
+        self.agent = agent
+        self.parameters = parameters.to(agent.device, torch.float32)
+        self.h, self.c = agent.initial_state(len(parameters))
+
+    def __call__(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        rows = torch.from_numpy(ids).to(self.agent.device)
+        seen = torch.from_numpy(np.ascontiguousarray(frames)).to(self.agent.device)
+        actions, h, c = self.agent.step(seen, self.parameters[rows], self.h[rows], self.c[rows])
+        self.h[rows], self.c[rows] = h, c
+        return actions.cpu().numpy()

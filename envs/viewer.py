@@ -1,0 +1,74 @@
+"""What a spectator sees of an episode: a window, or a video file with V's view beside it."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.vae import VAE
+from utils.cli import UserError
+from utils.files import TEMPORARY
+from utils.frames import pixels_to_unit, to_64
+
+FRAMES_PER_SECOND = 50
+VIDEO_SUFFIXES = (".mp4", ".gif")
+PANEL = 200  # side of the pictures beside the car's, in pixels
+
+
+def has_display() -> bool:
+    """Whether a window can be opened; X11 and Wayland announce themselves in the environment."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+class Video:
+    """Writes an episode as mp4 or gif: the car (400, 600), beside it what V sees and keeps of it.
+
+    The file takes its name when it is complete. A gif has every second frame, at half size.
+    """
+
+    def __init__(self, path: Path, vae: VAE):
+        import imageio.v2 as imageio
+
+        if path.suffix not in VIDEO_SUFFIXES:
+            raise UserError(f"--video {path}: the name must end in {' or '.join(VIDEO_SUFFIXES)}")
+        self.path, self.vae = path, vae.eval()
+        self.gif = path.suffix == ".gif"
+        self.unfinished = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")
+        self.frames = 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self.gif:
+                duration = 2 * 1000 / FRAMES_PER_SECOND  # milliseconds
+                self.writer = imageio.get_writer(self.unfinished, duration=duration, loop=0)
+            else:
+                self.writer = imageio.get_writer(
+                    self.unfinished, fps=FRAMES_PER_SECOND, macro_block_size=2
+                )
+        except OSError as error:
+            raise UserError(f"--video {path} cannot be written: {error}") from None
+
+    @torch.inference_mode()
+    def add(self, picture: np.ndarray, observation: np.ndarray) -> None:
+        """picture (400, 600, 3) uint8 of the car, observation (96, 96, 3) uint8."""
+        self.frames += 1
+        if self.gif and self.frames % 2 == 0:
+            return
+        seen = to_64(torch.from_numpy(np.ascontiguousarray(observation))[None])
+        kept = self.vae.decoder(self.vae.encoder.mean(pixels_to_unit(seen)))[0]
+        kept = (kept.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        panels = [
+            np.asarray(Image.fromarray(view).resize((PANEL, PANEL), Image.Resampling.NEAREST))
+            for view in (seen[0].numpy(), kept)
+        ]
+        frame = np.concatenate([picture, np.concatenate(panels)], axis=1)
+        self.writer.append_data(frame[::2, ::2] if self.gif else frame)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self.writer.close()
+        os.replace(self.unfinished, self.path)

@@ -1,0 +1,62 @@
+"""V, M and C as one batched policy: what drives in training and in testing alike."""
+
+import torch
+from torch import Tensor
+
+from models.controller import act_batch
+from models.mdrnn import HIDDEN_SIZE, MDRNN
+from models.vae import Encoder
+from utils.frames import pixels_to_unit, to_64
+
+# Steering in [-1, 1], gas and brake in [0, 1].
+ACTION_LOW = torch.tensor([-1.0, 0.0, 0.0])
+ACTION_HIGH = torch.tensor([1.0, 1.0, 1.0])
+
+
+class Agent:
+    """The closed loop of the paper's figure 8 for N cars at a time, each with its own controller.
+
+    Holds the encoder of V and the LSTM of M, and no decoder. `precision` is the type in
+    which the encoder computes; everything behind mu is float32.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        mdrnn: MDRNN,
+        device: torch.device,
+        precision: torch.dtype,
+    ):
+        self.device = device
+        self.encoder = encoder.to(device, precision, memory_format=torch.channels_last).eval()
+        self.mdrnn = mdrnn.to(device).eval()
+        self.precision = precision
+        self.low, self.high = ACTION_LOW.to(device), ACTION_HIGH.to(device)
+
+    def initial_state(self, n: int) -> tuple[Tensor, Tensor]:
+        """h and c at the beginning of an episode, (n, 256) each: zeros."""
+        shape = (n, HIDDEN_SIZE)
+        return torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device)
+
+    def observe(self, frames: Tensor) -> Tensor:
+        """Frames (N, H, W, 3) uint8 of any size -> mu (N, 32)."""
+        return self.encoder.mean(pixels_to_unit(to_64(frames), self.precision)).float()
+
+    def act(self, parameters: Tensor, mu: Tensor, h: Tensor) -> Tensor:
+        """Controllers (N, 867), mu (N, 32), h (N, 256) -> actions (N, 3), clipped to the box."""
+        return act_batch(parameters, mu, h).clamp(self.low, self.high)
+
+    @torch.inference_mode()
+    def step(
+        self, frames: Tensor, parameters: Tensor, h: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One turn of the loop: what is seen, what is done, what is remembered.
+
+        Frames (N, H, W, 3) uint8, parameters (N, 867), h and c (N, 256), all on the
+        agent's device -> actions (N, 3), new h and c. M's input is the action that is
+        executed, after clipping.
+        """
+        mu = self.observe(frames)
+        action = self.act(parameters, mu, h)
+        h, c = self.mdrnn.step(action, mu, h, c)
+        return action, h, c

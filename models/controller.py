@@ -1,0 +1,48 @@
+"""C: a linear map from (z, h) to the action (paper, section 2.3)."""
+
+import torch
+from torch import Tensor, nn
+
+from models.mdrnn import ACTION_SIZE, HIDDEN_SIZE
+from models.vae import LATENT_SIZE
+
+
+class Controller(nn.Module):
+    """a = W [z h] + b: 867 parameters for CarRacing."""
+
+    def __init__(
+        self,
+        latent_size: int = LATENT_SIZE,
+        hidden_size: int = HIDDEN_SIZE,
+        action_size: int = ACTION_SIZE,
+    ):
+        super().__init__()
+        self.fc = nn.Linear(latent_size + hidden_size, action_size)
+
+    def forward(self, latent: Tensor, h: Tensor) -> Tensor:
+        """Latent (N, 32) and h (N, 256) -> raw actions (N, 3), not yet clipped."""
+        return self.fc(torch.cat([latent, h], dim=-1))
+
+    def flat_parameters(self) -> Tensor:
+        """The weights, row by row, and then the biases as one vector (867,)."""
+        return nn.utils.parameters_to_vector(self.parameters()).detach()
+
+    def load_flat(self, parameters: Tensor) -> "Controller":
+        """The inverse of `flat_parameters`: takes a vector (867,), returns itself."""
+        nn.utils.vector_to_parameters(parameters, self.parameters())
+        return self
+
+
+PARAMETERS = (LATENT_SIZE + HIDDEN_SIZE + 1) * ACTION_SIZE
+
+
+def act_batch(parameters: Tensor, latent: Tensor, h: Tensor) -> Tensor:
+    """Each row's own controller in one batched product.
+
+    parameters (N, 867) in the order of `Controller.flat_parameters`, latent (N, 32),
+    h (N, 256) -> raw actions (N, 3).
+    """
+    x = torch.cat([latent, h], dim=-1)
+    weight = parameters[:, :-ACTION_SIZE].view(len(x), ACTION_SIZE, x.shape[-1])
+    bias = parameters[:, -ACTION_SIZE:]
+    return torch.baddbmm(bias.unsqueeze(-1), weight, x.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,110 @@
+"""M: an LSTM with a mixture density output (paper, section 2.2 and appendix A.2)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.vae import LATENT_SIZE
+
+ACTION_SIZE = 3
+HIDDEN_SIZE = 256
+MIXTURES = 5
+
+
+class Prediction(NamedTuple):
+    """What M says of the next step; every leading shape is (T, N)."""
+
+    mu: Tensor  # (T, N, K, 32) mean of each component
+    logsigma: Tensor  # (T, N, K, 32) log standard deviation of each component
+    logpi: Tensor  # (T, N, K) log of the mixture weights, shared by all latent dimensions
+    reward: Tensor  # (T, N)
+    terminal: Tensor  # (T, N) logit
+
+
+class MDRNN(nn.Module):
+    """LSTM(256) on (action, z), and a linear layer to the parameters of the mixture."""
+
+    def __init__(
+        self,
+        latent_size: int = LATENT_SIZE,
+        action_size: int = ACTION_SIZE,
+        hidden_size: int = HIDDEN_SIZE,
+        mixtures: int = MIXTURES,
+    ):
+        super().__init__()
+        self.latent_size, self.mixtures = latent_size, mixtures
+        self.rnn = nn.LSTM(action_size + latent_size, hidden_size)
+        self.gmm_linear = nn.Linear(hidden_size, (2 * latent_size + 1) * mixtures + 2)
+
+    def forward(self, actions: Tensor, latents: Tensor) -> Prediction:
+        """Actions (T, N, 3) and latents (T, N, 32) -> predictions of the T next latents.
+
+        The hidden state starts at zero.
+        """
+        hidden, _ = self.rnn(torch.cat([actions, latents], dim=-1))
+        return self.predict(hidden)
+
+    def predict(self, hidden: Tensor) -> Prediction:
+        """Hidden states (..., 256) -> the mixture over the next z, its reward and terminal."""
+        out = self.gmm_linear(hidden)
+        k, size = self.mixtures, self.mixtures * self.latent_size
+        shape = (*hidden.shape[:-1], k, self.latent_size)
+        return Prediction(
+            mu=out[..., :size].reshape(shape),
+            logsigma=out[..., size : 2 * size].reshape(shape),
+            logpi=F.log_softmax(out[..., 2 * size : 2 * size + k], dim=-1),
+            reward=out[..., -2],
+            terminal=out[..., -1],
+        )
+
+    def step(self, action: Tensor, latent: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the LSTM: action (N, 3), latent (N, 32), h and c (N, 256) -> new h and c.
+
+        The same equations as `torch.nn.LSTM`; written out because a call of the sequence
+        model with T = 1 costs several times as much in a rollout.
+        """
+        rnn = self.rnn
+        x = torch.cat([action, latent], dim=-1)
+        gates = torch.addmm(rnn.bias_ih_l0, x, rnn.weight_ih_l0.T)
+        gates += torch.addmm(rnn.bias_hh_l0, h, rnn.weight_hh_l0.T)
+        i, f, g, o = gates.chunk(4, dim=-1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def mixture_nll(prediction: Prediction, target: Tensor) -> Tensor:
+    """-log p(target) under the mixture, a scalar: the mean over time and batch.
+
+    target (T, N, 32) is the next latent. p(z) = sum_k pi_k prod_d N(z_d; mu_kd, sigma_kd):
+    one weight a component for all dimensions (Bishop 1994, eq. 22 and 23). The sum over k is
+    taken in the log domain, so that far targets give a large loss instead of inf.
+    """
+    normal = torch.distributions.Normal(prediction.mu, prediction.logsigma.exp())
+    log_components = normal.log_prob(target.unsqueeze(-2)).sum(-1)  # (T, N, K)
+    return -torch.logsumexp(prediction.logpi + log_components, dim=-1).mean()
+
+
+def mdrnn_losses(
+    prediction: Prediction,
+    next_latents: Tensor,
+    rewards: Tensor,
+    terminals: Tensor,
+    include_reward: bool,
+) -> dict[str, Tensor]:
+    """M's loss and its terms, scalars: means over time and batch.
+
+    next_latents (T, N, 32), rewards (T, N), terminals (T, N) in {0, 1}. The sum of the
+    terms is divided by the number of predicted values, 32 + 1 [+ 1], as in the known
+    PyTorch reimplementation, so that losses can be compared.
+    """
+    terms = {
+        "gmm": mixture_nll(prediction, next_latents),
+        "bce": F.binary_cross_entropy_with_logits(prediction.terminal, terminals),
+    }
+    values = next_latents.shape[-1] + 1
+    if include_reward:
+        terms["mse"] = F.mse_loss(prediction.reward, rewards)
+        values += 1
+    return {"loss": sum(terms.values()) / values, **terms}

@@ -1,0 +1,25 @@
+# Sourced by the other scripts: makes .venv in the repository root where there is none,
+# installs the given requirement file in the tested versions, and puts it on the path.
+# PYTHON chooses the interpreter (default: python3).
+
+make_environment() {
+    local requirements=$1 python=${PYTHON:-python3} stamp
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        echo "error: '$python' is not Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2
+        exit 2
+    fi
+    stamp=.venv/installed-${requirements%.txt}
+    if [ ! -e .venv/bin/python ]; then
+        "$python" -m venv .venv || {
+            echo "error: no virtual environment could be made; install Python's venv module" >&2
+            exit 2
+        }
+    fi
+    if ! cat requirements*.txt constraints.txt | cmp -s - "$stamp"; then
+        echo "installing $requirements into .venv (a few minutes the first time)"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+            -r "$requirements" -c constraints.txt
+        cat requirements*.txt constraints.txt > "$stamp"
+    fi
+    export PATH=$PWD/.venv/bin:$PATH
+}

@@ -1,0 +1,156 @@
+"""Show and score a trained controller.
+
+    python test_controller.py --logdir exp_dir
+
+Opens a window where there is a display, and writes a video of the first episode to the
+logdir where there is none. Prints the return of each episode, their mean and deviation.
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from envs.parallel import load_agent, run_rollouts, start_workers
+from envs.rollouts import AgentPolicy, play
+from envs.simulator import GymnasiumSimulator, choose_simulator
+from envs.tracks import track_seeds
+from envs.viewer import VIDEO_SUFFIXES, Video, has_display
+from models.controller import Controller
+from models.vae import VAE
+from utils.checkpoint import load_weights, stage_weights
+from utils.cli import (
+    UserError,
+    add_device,
+    add_logdir,
+    add_seed,
+    add_simulator,
+    positive_int,
+    run_script,
+    script_parser,
+)
+from utils.learning import choose_device, fast_precision
+from utils.workers import available_cores
+
+
+def parse_arguments() -> Namespace:
+    parser = script_parser("Show and score a trained controller.")
+    add_logdir(parser)
+    parser.add_argument("--episodes", type=positive_int, default=1, help="episodes to drive")
+    add_seed(parser, "the tracks, none of which any training uses")
+    add_simulator(parser, default="gymnasium")
+    parser.add_argument(
+        "--video",
+        type=Path,
+        default=None,
+        help="write the first episode to this mp4 or gif, also where there is a display",
+    )
+    parser.add_argument(
+        "--no-render", action="store_true", help="only score: no window and no video"
+    )
+    parser.add_argument(
+        "--untrained", action="store_true", help="drive with a random controller, for comparison"
+    )
+    parser.add_argument(
+        "--max-workers", type=positive_int, default=available_cores(), help="worker processes"
+    )
+    add_device(parser)
+    return parser.parse_args()
+
+
+def choose_view(args: Namespace) -> Path | str | None:
+    """Where the episodes are shown: a video's path, "window", or None; says why.
+
+    Raises UserError for options that contradict each other.
+    """
+    if args.video is not None:
+        if args.no_render:
+            raise UserError("--video and --no-render contradict each other; leave one out")
+        if args.video.suffix not in VIDEO_SUFFIXES:
+            raise UserError(f"--video {args.video}: the name must end in .mp4 or .gif")
+        if args.simulator == "envpool":
+            raise UserError(
+                "--video needs --simulator gymnasium: EnvPool is for scoring, not for viewing"
+            )
+        return args.video
+    if args.no_render:
+        return None
+    if args.simulator == "envpool":
+        print("view: none (EnvPool is for scoring; use --simulator gymnasium to see the car)")
+        return None
+    if has_display():
+        print("view: a window (--video FILE writes a video, --no-render only scores)")
+        return "window"
+    video = args.logdir / ("untrained.mp4" if args.untrained else "controller.mp4")
+    print(f"view: a video of the first episode, {video} (there is no display for a window)")
+    return video
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = choose_device(args.device)
+    agent = load_agent(args.logdir, device, fast_precision(device))
+    if args.untrained:
+        torch.manual_seed(args.seed)
+        controller = Controller()
+        print(f"controller: random weights (--untrained, seed {args.seed})")
+    else:
+        path = stage_weights(args.logdir, "ctrl", "python traincontroller.py")
+        controller = Controller()
+        state = load_weights(controller, path)
+        print(f"controller: {path}, generation {state.get('epoch', '?')}")
+    view = choose_view(args)
+    # Viewing is Gymnasium's alone; without it, auto may take the faster simulator.
+    if args.simulator == "auto" and view is not None:
+        simulator = "gymnasium"
+        print("simulator: gymnasium (it is the one that can be viewed)")
+    else:
+        simulator = choose_simulator(args.simulator)
+    parameters = controller.flat_parameters()[None]
+    seeds = track_seeds("test", args.episodes, args.seed)
+
+    watched = {"window": args.episodes, None: 0}.get(view, 1)
+    returns = []
+    for number, seed in enumerate(seeds[:watched]):
+        returns.append(watch_episode(agent, parameters, seed, view, args))
+        print(f"episode {number + 1}: return {returns[-1]:.1f}", flush=True)
+    rest = seeds[watched:]
+    if rest:
+        with start_workers(args.logdir, simulator, device, args.max_workers, len(rest)) as pool:
+            scored = run_rollouts(pool, parameters.numpy(), rest)[0][0]
+        for number, value in enumerate(scored, start=watched + 1):
+            print(f"episode {number}: return {value:.1f}")
+        returns.extend(scored)
+    over = np.mean(np.array(returns) > 900)
+    print(
+        f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} (mean +- standard deviation) "
+        f"over {len(returns)} episodes on {simulator}, minimum {np.min(returns):.1f}, "
+        f"{over:.0%} over 900"
+    )
+
+
+def watch_episode(agent, parameters: torch.Tensor, seed: int, view: Path | str, args) -> float:
+    """Drive one episode in the sight of the user; returns its return."""
+    video = None
+    if view != "window":
+        vae = VAE()
+        load_weights(vae, stage_weights(args.logdir, "vae", "python trainvae.py"))
+        video = Video(view, vae)
+    simulator = GymnasiumSimulator([seed], "human" if view == "window" else "rgb_array")
+
+    def watch(ids, actions, frames, *_) -> None:
+        # A window draws itself at each step, at 50 frames a second.
+        if video is not None:
+            video.add(simulator.picture(0), frames[0])
+
+    returns, _ = play(simulator, 1, 1, AgentPolicy(agent, parameters), watch)
+    simulator.close()
+    if video is not None:
+        video.close()
+        print(f"video: {video.path}")
+    return float(returns[0])
+
+
+if __name__ == "__main__":
+    run_script(main)

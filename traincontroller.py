@@ -1,0 +1,310 @@
+"""Train C, the linear controller, with CMA-ES on real CarRacing.
+
+    python traincontroller.py --logdir exp_dir --n-samples 4 --pop-size 4 \\
+        --target-return 950 --display
+
+Needs `logdir/vae/best.tar` and `logdir/mdrnn/best.tar`. Writes `logdir/ctrl/best.tar`, the
+best controller on the evaluation tracks, and `logdir/ctrl/checkpoint.tar`, the latest
+generation; the workers' output goes to `logdir/tmp/`.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from envs.parallel import agent_digest, load_agent, run_rollouts, start_workers
+from envs.simulator import choose_simulator
+from envs.tracks import track_seeds
+from models.controller import PARAMETERS, Controller
+from utils.checkpoint import (
+    check_options,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    set_aside,
+)
+from utils.cli import (
+    UserError,
+    add_device,
+    add_logdir,
+    add_noreload,
+    add_seed,
+    add_simulator,
+    natural_int,
+    positive_float,
+    positive_int,
+    run_script,
+    script_parser,
+)
+from utils.evolution import Evolution
+from utils.learning import choose_device, fast_precision
+from utils.workers import WorkerPool, available_cores
+
+
+def population(text: str) -> int:
+    """argparse type: what CMA-ES can work with."""
+    value = positive_int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"CMA-ES needs a population of at least 2, not {text}")
+    return value
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = script_parser("Train C, the linear controller, with CMA-ES.")
+    add_logdir(parser)
+    parser.add_argument(
+        "--n-samples", type=positive_int, default=4, help="rollouts of each candidate"
+    )
+    parser.add_argument(
+        "--pop-size", type=population, default=32, help="candidates in a generation"
+    )
+    parser.add_argument("--sigma", type=positive_float, default=0.1, help="initial step size")
+    parser.add_argument(
+        "--target-return", type=float, default=950, help="stop when an evaluation reaches this"
+    )
+    parser.add_argument(
+        "--max-generations",
+        type=natural_int,
+        default=0,
+        help="stop after so many generations in all; 0: only at the target",
+    )
+    parser.add_argument(
+        "--eval-every", type=positive_int, default=3, help="generations between evaluations"
+    )
+    parser.add_argument(
+        "--eval-rollouts", type=positive_int, default=100, help="tracks of an evaluation"
+    )
+    parser.add_argument(
+        "--max-workers",
+        type=positive_int,
+        default=available_cores(),
+        help="worker processes at most; worker i computes on GPU i modulo the visible GPUs",
+    )
+    add_seed(parser, "candidates and training tracks")
+    add_simulator(parser)
+    add_device(parser)
+    parser.add_argument(
+        "--display", action="store_true", help="show a progress bar for each generation"
+    )
+    add_noreload(parser)
+    return parser.parse_args()
+
+
+class Judge:
+    """Evaluates controllers on fixed tracks and keeps the best one in `best.tar`."""
+
+    def __init__(self, path: Path, pool: WorkerPool, tracks: list[int], about: dict):
+        """`about` (plain data) tells under which conditions returns can be compared."""
+        self.path, self.pool, self.tracks, self.about = path, pool, tracks, about
+        self.best = -np.inf
+
+    def load(self) -> None:
+        """Know the best return so far; what was scored under other conditions is scored again."""
+        if not self.path.exists():
+            return
+        controller = Controller()
+        state = load_weights(controller, self.path)
+        if state.get("about") == self.about and "reward" in state:
+            self.best = float(state["reward"])
+            print(f"{self.path}: best return so far {self.best:.1f}")
+            return
+        print(f"{self.path}: scored under other conditions, evaluating it again")
+        returns = self.score(controller.flat_parameters().numpy()[None])[0]
+        self.save(controller.flat_parameters().numpy(), returns, int(state.get("epoch", 0)))
+
+    def score(self, parameters: np.ndarray, bar: tqdm | None = None) -> np.ndarray:
+        """Controllers (m, 867) -> returns (m, tracks)."""
+        progress = bar.update if bar is not None else None
+        return run_rollouts(self.pool, parameters, self.tracks, progress)[0]
+
+    def save(self, parameters: np.ndarray, returns: np.ndarray, generation: int) -> None:
+        controller = Controller().load_flat(torch.from_numpy(parameters.astype(np.float32)))
+        self.best = float(returns.mean())
+        save_checkpoint(
+            self.path,
+            {
+                "epoch": generation,
+                "reward": self.best,
+                "state_dict": controller.state_dict(),
+                "about": self.about,
+            },
+        )
+
+
+def worst_for_nan(returns: np.ndarray) -> np.ndarray:
+    """Fitness (m,): mean returns; a candidate with a NaN return gets the generation's worst."""
+    fitness = returns.mean(axis=1)
+    bad = ~np.isfinite(fitness)
+    if bad.all():
+        raise UserError("every candidate's return is NaN: V or M in the logdir are broken")
+    if bad.any():
+        print(f"{bad.sum()} candidates acted or returned NaN and get the worst fitness")
+        fitness[bad] = fitness[~bad].min()
+    return fitness
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = choose_device(args.device)
+    agent = load_agent(args.logdir, torch.device("cpu"), torch.float32)  # missing stages end here
+    models = agent_digest(agent)
+    simulator = choose_simulator(args.simulator)
+
+    folder = args.logdir / "ctrl"
+    if args.noreload:
+        set_aside(folder)
+    options = {
+        "pop-size": args.pop_size,
+        "n-samples": args.n_samples,
+        "sigma": args.sigma,
+        "seed": args.seed,
+        "simulator": simulator,
+    }
+    evolution = Evolution(PARAMETERS, args.sigma, args.pop_size, args.seed)
+    # What a training goes on from: `champion` is the last generation's best candidate.
+    state = {"generation": 0, "evaluated": 0, "steps": 0, "seconds": 0.0, "champion": None}
+    checkpoint = folder / "checkpoint.tar"
+    if checkpoint.exists():
+        stored = load_checkpoint(checkpoint)
+        if "cma" not in stored:
+            raise UserError(f"{checkpoint} is not a controller training; use --noreload")
+        check_options(checkpoint, stored["options"], options)
+        if stored["models"] != models:
+            raise UserError(
+                f"{checkpoint}: V or M in {args.logdir} are not those that this controller was "
+                "trained with; put them back, or use --noreload to start afresh"
+            )
+        evolution.load_state_dict(stored["cma"])
+        state = stored["state"]
+        print(f"{checkpoint}: continuing after generation {state['generation']}")
+
+    rollouts = args.pop_size * args.n_samples
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state["generation"] + 1)
+    with start_workers(args.logdir, simulator, device, args.max_workers, rollouts) as pool:
+        precision = str(fast_precision(device)).removeprefix("torch.")
+        print(f"{len(pool)} workers on {device}, V in {precision}; logs in {args.logdir / 'tmp'}")
+        judge = Judge(
+            folder / "best.tar",
+            pool,
+            track_seeds("evaluate", args.eval_rollouts),
+            {"simulator": simulator, "eval-rollouts": args.eval_rollouts, "models": models},
+        )
+        judge.load()
+
+        def save() -> None:
+            save_checkpoint(
+                checkpoint,
+                {
+                    "cma": evolution.state_dict(),
+                    "state": state,
+                    "options": options,
+                    "models": models,
+                },
+            )
+
+        while True:
+            generation = state["generation"]
+            if generation % args.eval_every == 0 and state["evaluated"] < generation:
+                evaluate(judge, evolution, state, args.display, writer)
+                save()
+            if judge.best >= args.target_return:
+                print(f"target reached: {judge.best:.1f} on {args.eval_rollouts} tracks")
+                break
+            if args.max_generations and generation >= args.max_generations:
+                best = f"best return {judge.best:.1f}" if judge.best > -np.inf else "not evaluated"
+                print(f"{folder}: {generation} generations done, {best}")
+                break
+            run_generation(pool, evolution, state, args, writer)
+            save()
+    writer.close()
+
+
+def run_generation(
+    pool: WorkerPool,
+    evolution: Evolution,
+    state: dict,
+    args: argparse.Namespace,
+    writer: SummaryWriter,
+) -> None:
+    """Sample, drive, update: one generation of CMA-ES, in place in `evolution` and `state`."""
+    generation = state["generation"] + 1
+    start = time.monotonic()
+    candidates = evolution.ask(generation)
+    # The same tracks for all candidates, so that luck with tracks does not choose among them.
+    tracks = track_seeds("train", args.n_samples, args.seed, generation)
+    with tqdm(
+        total=args.pop_size * args.n_samples,
+        unit="rollout",
+        desc=f"generation {generation}",
+        disable=not args.display,
+        leave=False,
+    ) as bar:
+        returns, lengths = run_rollouts(pool, candidates, tracks, bar.update)
+    fitness = worst_for_nan(returns)
+    evolution.tell(candidates, fitness)
+    seconds = time.monotonic() - start
+    steps = int(lengths.sum())
+    state["generation"] = generation
+    state["steps"] += steps
+    state["seconds"] += seconds
+    state["champion"] = torch.from_numpy(candidates[fitness.argmax()])
+    print(
+        f"generation {generation}: return mean {fitness.mean():.1f}, best {fitness.max():.1f}, "
+        f"worst {fitness.min():.1f}, sigma {evolution.sigma:.4f}, {steps / seconds:.0f} steps/s, "
+        f"{seconds:.0f} s",
+        flush=True,
+    )
+    for name, value in {
+        "return/mean": fitness.mean(),
+        "return/best": fitness.max(),
+        "return/worst": fitness.min(),
+        "sigma": evolution.sigma,
+        "steps_per_second": steps / seconds,
+        "steps": state["steps"],
+    }.items():
+        writer.add_scalar(name, value, generation)
+    writer.flush()
+
+
+def evaluate(
+    judge: Judge, evolution: Evolution, state: dict, display: bool, writer: SummaryWriter
+) -> None:
+    """Score the distribution's mean and the generation's best; keep the better one if it is a record."""
+    generation = state["generation"]
+    contenders = {"mean": evolution.mean, "champion": state["champion"].numpy()}
+    with tqdm(
+        total=len(contenders) * len(judge.tracks),
+        unit="rollout",
+        desc=f"evaluation {generation}",
+        disable=not display,
+        leave=False,
+    ) as bar:
+        returns = judge.score(np.stack(list(contenders.values())), bar)
+    state["evaluated"] = generation
+    scores = np.nan_to_num(returns.mean(axis=1), nan=-np.inf)
+    line = ", ".join(
+        f"{name} {r.mean():.1f} +- {r.std():.1f}"
+        for name, r in zip(contenders, returns, strict=True)
+    )
+    winner = int(scores.argmax())
+    if scores[winner] > judge.best:
+        judge.save(list(contenders.values())[winner], returns[winner], generation)
+        line += f"; saved the {list(contenders)[winner]}"
+    print(
+        f"evaluation after generation {generation} on {len(judge.tracks)} tracks: {line}; "
+        f"best {judge.best:.1f}",
+        flush=True,
+    )
+    for name, score in zip(contenders, scores, strict=True):
+        writer.add_scalar(f"evaluation/{name}", score, generation)
+    writer.add_scalar("evaluation/best", judge.best, generation)
+    writer.flush()
+
+
+if __name__ == "__main__":
+    run_script(main)

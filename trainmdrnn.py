@@ -1,0 +1,173 @@
+"""Train M, the MDN-RNN, on the latents that V makes of a data set.
+
+    python trainmdrnn.py --logdir exp_dir
+
+Needs `logdir/vae/best.tar`. Writes `logdir/mdrnn/best.tar` and `checkpoint.tar` after each
+epoch, and the latents of all episodes, once, to `logdir/latents/`.
+"""
+
+from argparse import Namespace
+
+import numpy as np
+import torch
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from data.episodes import list_episodes, split_episodes
+from data.latents import encode_episodes
+from data.loaders import WindowLoader
+from models.mdrnn import MDRNN, mdrnn_losses
+from models.vae import VAE, sample_latent
+from utils.checkpoint import load_weights, resume_epochs, save_epoch, set_aside, stage_weights
+from utils.cli import (
+    UserError,
+    add_device,
+    add_logdir,
+    add_noreload,
+    add_rootdir,
+    add_seed,
+    positive_int,
+    run_script,
+    script_parser,
+)
+from utils.learning import (
+    EarlyStopping,
+    choose_device,
+    describe,
+    fast_precision,
+    seed_epoch,
+    weights_digest,
+)
+
+
+def parse_arguments() -> Namespace:
+    parser = script_parser("Train M, the MDN-RNN.")
+    add_logdir(parser)
+    add_rootdir(parser)
+    parser.add_argument("--epochs", type=positive_int, default=30, help="epochs at most")
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="windows in a batch")
+    parser.add_argument("--seq-len", type=positive_int, default=32, help="transitions in a window")
+    parser.add_argument("--include_reward", action="store_true", help="predict the reward as well")
+    add_seed(parser, "initial weights, windows and samples of z")
+    add_device(parser)
+    add_noreload(parser)
+    return parser.parse_args()
+
+
+def run_epoch(
+    model: MDRNN,
+    loader: WindowLoader,
+    generator: np.random.Generator,
+    include_reward: bool,
+    label: str,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict[str, float]:
+    """One pass over the loader, training if there is an optimizer; the mean of each term."""
+    training = optimizer is not None
+    model.train(training)
+    totals: dict[str, torch.Tensor] = {}
+    seen = 0
+    windows = len(loader.starts(np.random.default_rng(0)))
+    with (
+        torch.set_grad_enabled(training),
+        tqdm(total=windows, unit="window", desc=label, mininterval=0.5) as bar,
+    ):
+        for batch, window in enumerate(loader.epoch(generator)):
+            # z is drawn from V's posterior afresh each time, so that M cannot overfit to one.
+            z = sample_latent(window["mu"], window["logsigma"])
+            next_z = sample_latent(window["next_mu"], window["next_logsigma"])
+            prediction = model(window["actions"], z)
+            terms = mdrnn_losses(
+                prediction, next_z, window["rewards"], window["terminals"], include_reward
+            )
+            if training:
+                optimizer.zero_grad(set_to_none=True)
+                terms["loss"].backward()
+                optimizer.step()
+            size = z.shape[1]
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0) + value.detach() * size
+            seen += size
+            bar.update(size)
+            if batch % 50 == 49:
+                bar.set_postfix({name: f"{t.item() / seen:.3f}" for name, t in totals.items()})
+        means = {name: total.item() / seen for name, total in totals.items()}
+        bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+    if not np.isfinite(means["loss"]):
+        raise UserError(
+            f"the loss became {means['loss']} in {label}; the state before it is kept. "
+            "Check the VAE's losses, or start again with --noreload and another --seed"
+        )
+    return means
+
+
+def main() -> None:
+    args = parse_arguments()
+    vae_path = stage_weights(args.logdir, "vae", "python trainvae.py")
+    device = choose_device(args.device)
+    precision = fast_precision(device)
+    print(describe(device, precision) + " for V, float32 for M")
+    files = list_episodes(args.rootdir)
+    split_episodes(files)  # too few are an error before anything is encoded
+
+    vae = VAE()
+    load_weights(vae, vae_path)
+    latents = encode_episodes(files, vae.encoder, args.logdir, device, precision)
+    train_files, test_files = split_episodes([file for file in files if file.name in latents])
+    print(f"{args.rootdir}: {len(train_files)} episodes to train on, {len(test_files)} held out")
+
+    folder = args.logdir / "mdrnn"
+    if args.noreload:
+        set_aside(folder)
+    options = {
+        "seed": args.seed,
+        "batch-size": args.batch_size,
+        "seq-len": args.seq_len,
+        "include_reward": args.include_reward,
+        "vae": weights_digest(vae.encoder)[:16],
+    }
+
+    torch.manual_seed(args.seed)
+    model = MDRNN().to(device)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+    stopping = EarlyStopping(patience=30)
+    done = resume_epochs(folder, model, optimizer, scheduler, stopping, options)
+
+    train_loader, test_loader = (
+        WindowLoader(
+            [latents[file.name] for file in part], args.batch_size, args.seq_len, device, shuffle
+        )
+        for part, shuffle in ((train_files, True), (test_files, False))
+    )
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    for epoch in range(done + 1, args.epochs + 1):
+        if stopping.stop:
+            print(f"early stopping: no better test loss for {stopping.patience} epochs")
+            break
+        generator = seed_epoch(args.seed, epoch)
+        label = f"epoch {epoch}"
+        train = run_epoch(model, train_loader, generator, args.include_reward, label, optimizer)
+        test = run_epoch(model, test_loader, generator, args.include_reward, f"{label} test")
+        scheduler.step(test["loss"])
+        stopping.step(test["loss"])
+        save_epoch(folder, epoch, test["loss"], model, optimizer, scheduler, stopping, options)
+        rate = optimizer.param_groups[0]["lr"]
+        terms = ", ".join(f"{name} {value:.3f}" for name, value in test.items() if name != "loss")
+        print(
+            f"epoch {epoch}: train {train['loss']:.4f}, test {test['loss']:.4f} ({terms}), "
+            f"best {stopping.best:.4f}, learning rate {rate:g}"
+        )
+        for name in train:
+            writer.add_scalar(f"{name}/train", train[name], epoch)
+            writer.add_scalar(f"{name}/test", test[name], epoch)
+        writer.add_scalar("learning_rate", rate, epoch)
+        writer.flush()
+    else:
+        print(f"{folder}: {max(done, args.epochs)} epochs done, best test loss {stopping.best:.4f}")
+    writer.close()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,182 @@
+"""Train V, the variational autoencoder, on the frames of a data set.
+
+    python trainvae.py --logdir exp_dir
+
+Writes `logdir/vae/best.tar` and `checkpoint.tar` after each epoch, and two pictures to
+`logdir/vae/samples/`: frames decoded from the prior, and originals over reconstructions.
+"""
+
+from argparse import Namespace
+
+import numpy as np
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+from tqdm import tqdm
+
+from data.episodes import list_episodes, split_episodes
+from data.loaders import FrameLoader
+from models.vae import LATENT_SIZE, VAE, vae_loss
+from utils.checkpoint import resume_epochs, save_epoch, set_aside
+from utils.cli import (
+    UserError,
+    add_device,
+    add_logdir,
+    add_noreload,
+    add_rootdir,
+    add_seed,
+    positive_float,
+    positive_int,
+    run_script,
+    script_parser,
+)
+from utils.frames import pixels_to_unit
+from utils.learning import EarlyStopping, choose_device, describe, fast_precision, seed_epoch
+
+
+def parse_arguments() -> Namespace:
+    parser = script_parser("Train V, the variational autoencoder.")
+    add_logdir(parser)
+    add_rootdir(parser)
+    parser.add_argument("--epochs", type=positive_int, default=1000, help="epochs at most")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="frames in a batch")
+    parser.add_argument(
+        "--learning-rate", type=positive_float, default=1e-3, help="of Adam, at the beginning"
+    )
+    add_seed(parser, "initial weights, data order, flips and samples of z")
+    add_device(parser)
+    add_noreload(parser)
+    parser.add_argument("--nosamples", action="store_true", help="do not write pictures")
+    return parser.parse_args()
+
+
+def flip_some(frames: Tensor) -> Tensor:
+    """Frames (N, 64, 64, 3), each mirrored left to right with probability 1/2."""
+    mirrored = torch.rand(len(frames), device=frames.device) < 0.5
+    return torch.where(mirrored[:, None, None, None], frames.flip(2), frames)
+
+
+def run_epoch(
+    model: VAE,
+    loader: FrameLoader,
+    generator: np.random.Generator,
+    device: torch.device,
+    precision: torch.dtype,
+    label: str,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict[str, float]:
+    """One pass over the loader, training if there is an optimizer; the mean losses a frame."""
+    training = optimizer is not None
+    model.train(training)
+    totals = torch.zeros(3, device=device)
+    seen = 0
+    with (
+        torch.set_grad_enabled(training),
+        tqdm(total=len(loader), unit="frame", desc=label, mininterval=0.5) as bar,
+    ):
+        for batch, frames in enumerate(loader.epoch(generator)):
+            x = pixels_to_unit(flip_some(frames) if training else frames)
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                reconstruction, mu, logsigma = model(x)
+            squared_error, kl = vae_loss(reconstruction, x, mu, logsigma)
+            loss = squared_error + kl
+            if training:
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            totals += torch.stack([loss, squared_error, kl]).detach() * len(frames)
+            seen += len(frames)
+            bar.update(len(frames))
+            if batch % 50 == 49:  # reading the loss makes a GPU wait, so not at every batch
+                bar.set_postfix(loss=f"{totals[0].item() / seen:.2f}")
+        means = (totals / seen).tolist()
+        bar.set_postfix(loss=f"{means[0]:.2f}")
+    if not np.isfinite(means[0]):
+        raise UserError(
+            f"the loss became {means[0]} in {label}; the state before it is kept. "
+            "Use a smaller --learning-rate with --noreload"
+        )
+    return dict(zip(("loss", "squared_error", "kl"), means, strict=True))
+
+
+@torch.no_grad()
+def pictures(model: VAE, originals: Tensor) -> tuple[Tensor, Tensor]:
+    """A grid of 64 frames decoded from the prior, and one of originals over reconstructions.
+
+    originals (N, 64, 64, 3) uint8; rows of 8 originals each have their reconstructions
+    in the row below.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    from_prior = model.decoder(torch.randn(64, LATENT_SIZE, device=device))
+    x = pixels_to_unit(originals)
+    reconstructions = model.decoder(model.encoder.mean(x))
+    rows = [
+        pair for a, b in zip(x.split(8), reconstructions.split(8), strict=True) for pair in (a, b)
+    ]
+    return make_grid(from_prior, nrow=8).cpu(), make_grid(torch.cat(rows), nrow=8).cpu()
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = choose_device(args.device)
+    precision = fast_precision(device)
+    print(describe(device, precision))
+    train_files, test_files = split_episodes(list_episodes(args.rootdir))
+    print(f"{args.rootdir}: {len(train_files)} episodes to train on, {len(test_files)} held out")
+
+    folder = args.logdir / "vae"
+    if args.noreload:
+        set_aside(folder)
+    options = {"seed": args.seed, "batch-size": args.batch_size, "latent-size": LATENT_SIZE}
+
+    torch.manual_seed(args.seed)
+    model = VAE().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, fused=True)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
+    stopping = EarlyStopping(patience=30)
+    done = resume_epochs(folder, model, optimizer, scheduler, stopping, options)
+
+    train_loader = FrameLoader(train_files, args.batch_size, device, shuffle=True)
+    test_loader = FrameLoader(test_files, args.batch_size, device, shuffle=False)
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    for epoch in range(done + 1, args.epochs + 1):
+        if stopping.stop:
+            print(f"early stopping: no better test loss for {stopping.patience} epochs")
+            break
+        generator = seed_epoch(args.seed, epoch)
+        label = f"epoch {epoch}"
+        train = run_epoch(model, train_loader, generator, device, precision, label, optimizer)
+        test = run_epoch(model, test_loader, generator, device, precision, f"{label} test")
+        scheduler.step(test["loss"])
+        stopping.step(test["loss"])
+        save_epoch(folder, epoch, test["loss"], model, optimizer, scheduler, stopping, options)
+        rate = optimizer.param_groups[0]["lr"]
+        print(
+            f"epoch {epoch}: train {train['loss']:.2f}, test {test['loss']:.2f} a frame "
+            f"(squared error {test['squared_error']:.2f}, KL {test['kl']:.2f}), "
+            f"best {stopping.best:.2f}, learning rate {rate:g}"
+        )
+        for name in train:
+            writer.add_scalar(f"{name}/train", train[name], epoch)
+            writer.add_scalar(f"{name}/test", test[name], epoch)
+        writer.add_scalar("learning_rate", rate, epoch)
+        if not args.nosamples:
+            originals = next(iter(test_loader.epoch(generator)))[:32]
+            prior, compared = pictures(model, originals)
+            samples = folder / "samples"
+            samples.mkdir(exist_ok=True)
+            save_image(prior, samples / f"sample_{epoch}.png")
+            save_image(compared, samples / f"reconstruction_{epoch}.png")
+            writer.add_image("prior", prior, epoch)
+            writer.add_image("originals over reconstructions", compared, epoch)
+        writer.flush()
+    else:
+        print(f"{folder}: {max(done, args.epochs)} epochs done, best test loss {stopping.best:.2f}")
+    writer.close()
+
+
+if __name__ == "__main__":
+    run_script(main)

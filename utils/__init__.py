@@ -1,0 +1,1 @@
+"""What the stages share: frames, checkpoints, devices, worker processes, command lines."""

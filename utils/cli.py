@@ -1,0 +1,115 @@
+"""What the command lines share: options, their types, and errors for the person at the terminal."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.workers import WorkerError
+
+
+class UserError(Exception):
+    """Something that the person at the terminal can mend: one line that says what and how."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's main and turn foreseeable ends into messages and exit codes.
+
+    A UserError is one line and 2, workers that fail again and again their last traceback
+    and 1, Ctrl-C one line and 130.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except WorkerError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    value = _number(int, text, "a whole number")
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def natural_int(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    value = _number(int, text, "a whole number")
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    value = _number(float, text, "a number")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, not {text}")
+    return value
+
+
+def _number(kind: type, text: str, name: str):
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {name}, not {text!r}") from None
+
+
+def script_parser(description: str) -> argparse.ArgumentParser:
+    """A parser that prints the defaults and does not accept abbreviated options."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_logdir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--logdir", type=Path, required=True, help="folder of the experiment, shared by all stages"
+    )
+
+
+def add_rootdir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rootdir",
+        type=Path,
+        default=Path("datasets/carracing"),
+        help="folder of the episodes (npz), searched through all its sub-folders",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--seed", type=natural_int, default=0, help=f"seed of {what}")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto (the GPU where there is one), cpu, cuda or cuda:N",
+    )
+
+
+def add_noreload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--noreload",
+        action="store_true",
+        help="start afresh; what is there is kept under a dated name",
+    )
+
+
+def add_simulator(parser: argparse.ArgumentParser, default: str = "auto") -> None:
+    parser.add_argument(
+        "--simulator",
+        choices=["auto", "envpool", "gymnasium"],
+        default=default,
+        help="who simulates CarRacing-v3; auto takes EnvPool where it is installed",
+    )

@@ -1,0 +1,114 @@
+"""CMA-ES of the `cma` package, with randomness by generation and a state that can be stored."""
+
+import warnings
+
+import numpy as np
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of cma, about packages for plots
+    import cma
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class Evolution:
+    """Maximises a function of a vector by CMA-ES (Hansen 2016, arXiv 1604.00772).
+
+    The samples of a generation depend on the search distribution, the seed and the
+    generation's number alone, so there is no state of a random number generator to keep.
+    """
+
+    def __init__(self, size: int, sigma: float, population: int, seed: int):
+        self.seed = seed
+        self._generator = np.random.default_rng(seed)
+        self._es = cma.CMAEvolutionStrategy(
+            np.zeros(size),
+            sigma,
+            {
+                "popsize": population,
+                "randn": lambda *shape: self._generator.standard_normal(shape),
+                "verbose": -9,
+            },
+        )
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean of the search distribution, (size,)."""
+        return self._es.mean.copy()
+
+    @property
+    def sigma(self) -> float:
+        """The step size of the search distribution."""
+        return float(self._es.sigma)
+
+    def ask(self, generation: int) -> np.ndarray:
+        """The candidates of a generation, (population, size) float64."""
+        self._generator = np.random.default_rng([self.seed, generation])
+        return np.stack(self._es.ask())
+
+    def tell(self, candidates: np.ndarray, fitness: np.ndarray) -> None:
+        """Update the search distribution; fitness (population,) is to be maximised."""
+        self._es.tell(list(candidates), (-fitness).tolist())
+
+    def state_dict(self) -> dict:
+        """All numbers and arrays of the strategy, as plain data and tensors."""
+        seen: dict[int, torch.Tensor] = {}
+        return {name: _dump(part, seen) for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Put back what `state_dict` gave, into a strategy of the same size and population."""
+        self._es.ask()  # makes the attributes that cma adds with the first samples
+        seen: dict[int, np.ndarray] = {}
+        for name, part in self._parts().items():
+            _restore(part, state[name], seen)
+
+    def _parts(self) -> dict:
+        """The objects that change from generation to generation."""
+        es = self._es
+        return {
+            "es": es,
+            "sampler": es.sm,
+            "step_size": es.adapt_sigma,
+            "fitness": es.fit,
+            "scaling": es.sigma_vec,
+        }
+
+
+def _storable(value) -> bool:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind in "biuf"
+    if type(value) in (list, tuple):
+        return all(_storable(item) for item in value)
+    return isinstance(value, _PLAIN)
+
+
+def _dump(part: object, seen: dict) -> dict:
+    """The plain attributes of an object; an array that has several names is kept once."""
+
+    def convert(value):
+        if isinstance(value, np.ndarray):
+            if id(value) not in seen:
+                seen[id(value)] = torch.from_numpy(np.array(value))
+            return seen[id(value)]
+        if isinstance(value, np.generic):
+            return value.item()
+        if type(value) in (list, tuple):
+            return type(value)(convert(item) for item in value)
+        return value
+
+    return {name: convert(value) for name, value in vars(part).items() if _storable(value)}
+
+
+def _restore(part: object, state: dict, seen: dict) -> None:
+    """Set an object's plain attributes; those that shared an array share one again."""
+
+    def convert(value):
+        if isinstance(value, torch.Tensor):
+            return seen.setdefault(value.data_ptr() or id(value), value.numpy().copy())
+        if type(value) in (list, tuple):
+            return type(value)(convert(item) for item in value)
+        return value
+
+    for name, value in state.items():
+        setattr(part, name, convert(value))

@@ -1,0 +1,96 @@
+"""Devices, precision, seeds and early stopping: what the training scripts share."""
+
+import hashlib
+import os
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.cli import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for `--device NAME`; `auto` takes a GPU where there is one. Says which.
+
+    Raises UserError for a device that does not exist.
+    """
+    if name == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise UserError(f"--device {name}: no such device; use auto, cpu or cuda:N") from None
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"--device {name}: not supported; use auto, cpu or cuda:N")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {name}: {torch.cuda.device_count()} GPUs are visible here "
+                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}); "
+                "use --device cpu or change CUDA_VISIBLE_DEVICES"
+            )
+    return device
+
+
+def fast_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes with it natively, float32 elsewhere."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return torch.bfloat16 if native else torch.float32
+
+
+def describe(device: torch.device, precision: torch.dtype) -> str:
+    """One line about where a script computes, for the terminal."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"device: {device} ({name}{threads}), {str(precision).removeprefix('torch.')}"
+
+
+def seed_epoch(seed: int, epoch: int) -> np.random.Generator:
+    """Seed torch for one epoch and return a NumPy generator for its data order.
+
+    All that is random in an epoch depends on (seed, epoch) alone, so a training that is
+    resumed at an epoch's start goes on exactly as the one that was never interrupted.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    torch.manual_seed(int(generator.integers(2**63)))
+    return generator
+
+
+def weights_digest(*modules: nn.Module) -> str:
+    """A fingerprint of the modules' weights, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class EarlyStopping:
+    """Says stop when the loss did not improve for `patience` epochs in a row."""
+
+    def __init__(self, patience: int = 30):
+        self.patience = patience
+        self.best = float("inf")
+        self.bad_epochs = 0
+
+    def step(self, loss: float) -> None:
+        if loss < self.best:
+            self.best, self.bad_epochs = loss, 0
+        else:
+            self.bad_epochs += 1
+
+    @property
+    def stop(self) -> bool:
+        return self.bad_epochs >= self.patience
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "bad_epochs": self.bad_epochs}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best, self.bad_epochs = state["best"], state["bad_epochs"]
