@@ -274,7 +274,7 @@ def run_generation(
 def evaluate(
     judge: Judge, evolution: Evolution, state: dict, display: bool, writer: SummaryWriter
 ) -> None:
-    """Score the distribution's mean and the generation's best; keep the better one if it is a record."""
+    """Score the mean of the distribution and the best of the generation; keep a record."""
     generation = state["generation"]
     contenders = {"mean": evolution.mean, "champion": state["champion"].numpy()}
     with tqdm(
