@@ -11,10 +11,11 @@ cores=$(python -c 'from utils.workers import available_cores; print(available_co
 stage() { printf '\n== %s\n' "$*"; }
 
 stage "1/5 data: episodes with the random policy"
-python data/generation_script.py --rootdir "$logdir/data" --rollouts 48 --threads "$cores"
+python data/generation_script.py --rootdir "$logdir/data" --rollouts 40 --threads "$cores"
 
 stage "2/5 V: the autoencoder"
-python trainvae.py --logdir "$logdir" --rootdir "$logdir/data" --epochs 3 --device cpu
+python trainvae.py --logdir "$logdir" --rootdir "$logdir/data" --device cpu \
+    --epochs 3 --batch-size 64
 
 stage "3/5 M: the MDN-RNN"
 python trainmdrnn.py --logdir "$logdir" --rootdir "$logdir/data" --epochs 6 --device cpu
@@ -24,16 +25,19 @@ python traincontroller.py --logdir "$logdir" --device cpu --display \
     --pop-size 16 --n-samples 2 --max-generations 12 --eval-every 4 --eval-rollouts 16
 
 stage "5/5 test: tracks that no training has seen"
-score() { python test_controller.py --logdir "$logdir" --device cpu "$@" | tee /dev/stderr | grep '^return'; }
-before=$(score --untrained --no-render --episodes 16 --simulator auto)
-after=$(score --no-render --episodes 16 --simulator auto)
+score() {
+    python test_controller.py --logdir "$logdir" --device cpu --no-render \
+        --episodes 16 --simulator auto "$@"
+}
+score --untrained | tee "$logdir/before.txt"
+score | tee "$logdir/after.txt"
 python test_controller.py --logdir "$logdir" --device cpu --video "$logdir/controller.mp4"
 
 picture=$(ls -t "$logdir"/vae/samples/reconstruction_*.png | head -n 1)
 printf '\n'
-printf '%-34s %s\n' \
-    "before training (random controller):" "$before" \
-    "after training, on the same tracks:" "$after" \
+printf '%-36s %s\n' \
+    "before training (random controller):" "$(tail -n 1 "$logdir/before.txt")" \
+    "after training, on the same tracks:" "$(tail -n 1 "$logdir/after.txt")" \
     "video of the driving:" "$logdir/controller.mp4" \
     "originals over reconstructions:" "$picture" \
     "logdir:" "$logdir"

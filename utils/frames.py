@@ -10,10 +10,11 @@ SIZE = 64
 def to_64(frames: Tensor) -> Tensor:
     """Frames (N, H, W, 3) uint8 -> (N, 64, 64, 3) uint8 on the same device.
 
-    Resampled with the antialiased bilinear (triangle) filter, which on the CPU gives
-    Pillow's `BILINEAR` bit for bit, as the public data sets and checkpoints had it; on a
-    GPU it is computed in float and rounded. Frames that are 64x64 already are returned as
-    they are. Raises ValueError for anything that is not a batch of uint8 RGB frames.
+    Resampled with the antialiased bilinear (triangle) filter. On the CPU that is what
+    Pillow's `BILINEAR` does, with which the public checkpoints were trained: bit for bit for
+    96x96 frames, within 1 for other sizes. On a GPU it is computed in float and rounded.
+    Frames that are 64x64 already are returned as they are. Raises ValueError for anything
+    that is not a batch of uint8 RGB frames.
     """
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(

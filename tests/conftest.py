@@ -1,0 +1,72 @@
+"""Fixtures: small data sets and experiments, made once a session."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.episodes import Episode, write_episode
+from models.controller import Controller
+from models.mdrnn import MDRNN
+from models.vae import VAE
+from utils.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_episode(steps: int, seed: int = 0, size: int = 64) -> Episode:
+    """An episode of smooth random frames, with a random walk of actions."""
+    generator = np.random.default_rng(seed)
+    base = generator.integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    frames = base + np.arange(steps, dtype=np.uint8)[:, None, None, None]
+    terminals = np.zeros(steps, bool)
+    terminals[-1] = True
+    return Episode(
+        frames,
+        generator.uniform(-1, 1, (steps, 3)).astype(np.float32),
+        generator.standard_normal(steps).astype(np.float32),
+        terminals,
+    )
+
+
+def write_dataset(rootdir: Path, lengths: list[int]) -> Path:
+    for k, steps in enumerate(lengths):
+        write_episode(rootdir / f"thread_{k % 2}" / f"rollout_{k}.npz", make_episode(steps, k))
+    return rootdir
+
+
+def run_script(script: str, *arguments: object, cwd: Path, env=None, timeout=300):
+    """Run one of the repository's scripts as a user would, from another folder."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """Four synthetic episodes of 40 to 70 frames."""
+    return write_dataset(tmp_path / "data", [40, 50, 60, 70])
+
+
+def make_experiment(logdir: Path) -> Path:
+    """A logdir with V, M and C of random weights, in the form of the public checkpoints."""
+    torch.manual_seed(0)
+    common = {"epoch": 7, "precision": 35.5, "optimizer": {}, "scheduler": {}, "earlystopping": {}}
+    save_checkpoint(logdir / "vae" / "best.tar", {**common, "state_dict": VAE().state_dict()})
+    save_checkpoint(logdir / "mdrnn" / "best.tar", {**common, "state_dict": MDRNN().state_dict()})
+    controller = {"epoch": 3, "reward": -20.0, "state_dict": Controller().state_dict()}
+    save_checkpoint(logdir / "ctrl" / "best.tar", controller)
+    return logdir
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Path:
+    return make_experiment(tmp_path / "exp_dir")

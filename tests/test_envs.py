@@ -1,0 +1,220 @@
+import numpy as np
+import pytest
+import torch
+from conftest import make_experiment
+
+from envs import simulator
+from envs.parallel import load_agent, run_rollouts, start_workers
+from envs.rollouts import AgentPolicy, play
+from envs.simulator import GymnasiumSimulator, make_simulator
+from envs.tracks import PURPOSES, track_seeds
+from models.controller import PARAMETERS, Controller
+from utils.learning import fast_precision
+
+SIMULATORS = ["envpool", "gymnasium"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=SIMULATORS)
+def simulator_name(request):
+    if request.param == "envpool":
+        pytest.importorskip("envpool")
+    return request.param
+
+
+def actions_for(seed, steps, n):
+    generator = np.random.default_rng(seed)
+    return generator.uniform([-1, 0, 0], [1, 1, 0.2], (steps, n, 3)).astype(np.float32)
+
+
+def test_interface_and_seeds(simulator_name):
+    """The same seed is the same episode, whichever others run beside it."""
+    environments = make_simulator(simulator_name, [11, 12, 11])
+    ids = np.arange(3)
+    frames = environments.reset(ids)
+    assert frames.shape == (3, 96, 96, 3) and frames.dtype == np.uint8
+    actions = actions_for(0, 20, 3)
+    actions[:, 2] = actions[:, 0]
+    for t in range(20):
+        frames, rewards, terminated, truncated = environments.step(ids, actions[t])
+        assert rewards.dtype == np.float32 and terminated.dtype == truncated.dtype == bool
+        np.testing.assert_array_equal(frames[0], frames[2])
+        assert rewards[0] == rewards[2]
+    assert (frames[0] != frames[1]).any()
+    environments.close()
+
+
+def test_only_the_named_episodes_move_and_answers_keep_their_order(simulator_name):
+    environments = make_simulator(simulator_name, [1, 2, 3])
+    alone = make_simulator(simulator_name, [3])
+    first = environments.reset(np.array([2, 0]))
+    np.testing.assert_array_equal(first[0], alone.reset(np.array([0]))[0])
+    environments.reset(np.array([1]))
+    gas = np.array([[0.0, 1.0, 0.0]], np.float32)
+    for _ in range(30):  # episode 0 stands still meanwhile
+        moved = environments.step(np.array([2, 1]), np.concatenate([gas, gas]))
+        expected = alone.step(np.array([0]), gas)
+        np.testing.assert_array_equal(moved[0][0], expected[0][0])
+        assert moved[1][0] == expected[1][0]
+    environments.close()
+    alone.close()
+
+
+def test_gymnasium_episodes_are_those_of_gymnasium():
+    import gymnasium as gym
+
+    environments = GymnasiumSimulator([5])
+    env = gym.make("CarRacing-v3")
+    frame, _ = env.reset(seed=5)
+    np.testing.assert_array_equal(environments.reset(np.array([0]))[0], frame)
+    for action in actions_for(1, 40, 1):
+        frame, reward, _, _, _ = env.step(action[0])
+        frames, rewards, _, _ = environments.step(np.array([0]), action)
+        np.testing.assert_array_equal(frames[0], frame)
+        assert rewards[0] == pytest.approx(reward, abs=1e-5)
+    env.close()
+    environments.close()
+
+
+def stand_still(ids, frames):
+    return np.zeros((len(ids), 3), np.float32)
+
+
+def test_episodes_end_at_the_time_limit_of_1000(simulator_name, monkeypatch):
+    assert simulator.MAX_STEPS == 1000
+    if simulator_name == "gymnasium":  # a thousand of its frames would take too long
+        monkeypatch.setattr(simulator, "MAX_STEPS", 50)
+    truncations = []
+
+    def watch(ids, actions, frames, rewards, terminated, truncated):
+        assert not terminated.any()
+        truncations.append(bool(truncated[0]))
+
+    returns, lengths = play(make_simulator(simulator_name, [4]), 1, 1, stand_still, watch)
+    assert lengths[0] == simulator.MAX_STEPS == len(truncations)
+    assert truncations.index(True) == len(truncations) - 1
+    # A car that stands still has its first tiles, if any, and pays 0.1 a frame.
+    assert 0 <= returns[0] + 0.1 * lengths[0] <= 20
+
+
+class CountingSimulator:
+    """Episode i ends by itself after lengths[i] steps and pays i + 1 a step."""
+
+    def __init__(self, lengths):
+        self.lengths, self.steps = lengths, {}
+        self.most = 0
+
+    def reset(self, ids):
+        for i in ids:
+            assert i not in self.steps, "started twice"
+            self.steps[i] = 0
+        return self.frames(ids)
+
+    def frames(self, ids):
+        return np.tile(ids.astype(np.uint8)[:, None, None, None], (1, 96, 96, 3))
+
+    def step(self, ids, actions):
+        assert len(set(ids)) == len(ids)
+        self.most = max(self.most, len(ids))
+        for i in ids:
+            assert self.steps[i] < self.lengths[i], "an episode that ended was stepped"
+            self.steps[i] += 1
+        ended = np.array([self.steps[i] == self.lengths[i] for i in ids])
+        return self.frames(ids), (ids + 1).astype(np.float32), ended, np.zeros(len(ids), bool)
+
+
+def test_play_counts_each_step_once_and_refills_the_slots():
+    lengths = np.array([5, 1, 9, 3, 3, 2, 7])
+    environments = CountingSimulator(lengths)
+
+    def policy(ids, frames):
+        np.testing.assert_array_equal(frames[:, 0, 0, 0], ids)  # frames go with their episodes
+        return np.zeros((len(ids), 3), np.float32)
+
+    returns, counted = play(environments, 7, 3, policy)
+    np.testing.assert_array_equal(counted, lengths)
+    np.testing.assert_array_equal(returns, lengths * np.arange(1, 8))
+    assert environments.most == 3
+
+
+def test_play_ends_an_episode_whose_action_is_nan():
+    def policy(ids, frames):
+        actions = np.zeros((len(ids), 3), np.float32)
+        actions[ids == 1, 0] = np.nan
+        return actions
+
+    returns, lengths = play(CountingSimulator([4, 4, 4]), 3, 3, policy)
+    np.testing.assert_array_equal(np.isnan(returns), [False, True, False])
+    np.testing.assert_array_equal(lengths, [4, 1, 4])
+
+
+def test_tracks_of_different_purposes_never_meet():
+    tracks = {p: set(track_seeds(p, 20_000, 0)) for p in PURPOSES}
+    for a in tracks:
+        assert all(0 <= seed < 2**31 for seed in tracks[a])
+        for b in tracks:
+            assert a == b or not tracks[a] & tracks[b]
+    assert track_seeds("test", 100, 3)[:10] == track_seeds("test", 10, 3)
+    assert track_seeds("train", 4, 0, 1) != track_seeds("train", 4, 0, 2)
+    assert len(set(track_seeds("evaluate", 1000))) == 1000
+
+
+def controllers(n):
+    torch.manual_seed(1)
+    return torch.stack([Controller().flat_parameters() * 2 for _ in range(n)])
+
+
+def test_batch_equals_one_environment_at_a_time(experiment, simulator_name, monkeypatch):
+    """Six controllers on six tracks in three slots, and each alone, give the same returns."""
+    monkeypatch.setattr(simulator, "MAX_STEPS", 120)
+    agent = load_agent(experiment, CPU, torch.float32)
+    parameters, seeds = controllers(6), track_seeds("test", 6, 1)
+    together, lengths = play(
+        make_simulator(simulator_name, seeds), 6, 3, AgentPolicy(agent, parameters)
+    )
+    assert len(set(together.round(3))) > 3  # they do drive differently
+    for i in range(6):
+        alone, length = play(
+            make_simulator(simulator_name, [seeds[i]]),
+            1,
+            1,
+            AgentPolicy(agent, parameters[i : i + 1]),
+        )
+        assert together[i] == pytest.approx(alone[0], abs=1e-3)
+        assert lengths[i] == length[0] == 120
+
+
+def test_workers_give_each_rollout_its_place(experiment):
+    """The matrix of returns does not depend on how the rollouts were shared out."""
+    pytest.importorskip("envpool")
+    parameters, seeds = controllers(3).numpy(), track_seeds("test", 2, 5)
+    with start_workers(experiment, "envpool", CPU, 2, 6) as pool:
+        assert len(pool) == 2
+        counted = []
+        returns, lengths = run_rollouts(pool, parameters, seeds, counted.append)
+        again, _ = run_rollouts(pool, parameters, seeds)
+    assert returns.shape == lengths.shape == (3, 2) and sum(counted) == 6
+    np.testing.assert_array_equal(returns, again)
+    agent = load_agent(experiment, CPU, fast_precision(CPU))
+    for i, j in ((0, 1), (2, 0)):
+        alone, _ = play(
+            make_simulator("envpool", [seeds[j]]),
+            1,
+            1,
+            AgentPolicy(agent, torch.from_numpy(parameters[i : i + 1])),
+        )
+        # Rounding differs with the size of a batch; over 1000 steps it may cost a tile.
+        assert returns[i, j] == pytest.approx(alone[0], abs=5)
+
+
+def test_no_more_workers_than_work(tmp_path):
+    logdir = make_experiment(tmp_path / "exp")
+    with start_workers(logdir, "gymnasium", CPU, 8, 2) as pool:
+        assert len(pool) == 2
+
+
+def test_agent_has_all_parameters_of_a_controller(experiment):
+    agent = load_agent(experiment, CPU, torch.float32)
+    assert controllers(1).shape == (1, PARAMETERS)
+    h, c = agent.initial_state(2)
+    assert h.shape == c.shape == (2, 256) and not h.any() and not c.any()

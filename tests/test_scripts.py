@@ -1,0 +1,264 @@
+"""The scripts from the command line, at tiny sizes, as a user runs them."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_script, write_dataset
+
+from data.episodes import list_episodes, read_episode
+from utils.checkpoint import load_checkpoint
+
+TINY = {
+    "data/generation_script.py": ["--rollouts", "3", "--threads", "2"],
+    "trainvae.py": ["--epochs", "1", "--batch-size", "64"],
+    "trainmdrnn.py": ["--epochs", "1"],
+    "traincontroller.py": [
+        *("--pop-size", "2", "--n-samples", "1", "--max-generations", "1"),
+        *("--eval-every", "1", "--eval-rollouts", "1"),
+    ],
+    "test_controller.py": ["--episodes", "1"],
+}
+
+
+def readme_commands():
+    """All `python ...` command lines of the README, in their order."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    return [c[c.index("python") + 1 :] for c in commands if "python" in c]
+
+
+def test_readme_commands_end_to_end(tmp_path):
+    """Each of the README's commands works, one after the other, in the folder of a user."""
+    commands = readme_commands()
+    assert {c[0] for c in commands} >= set(TINY)
+    for script, *arguments in commands:
+        if script == "-m" or script.startswith("benchmarks"):
+            continue
+        done = run_script(script, *arguments, *TINY[script], cwd=tmp_path)
+        assert done.returncode == 0, f"{script} {arguments}: {done.stdout} {done.stderr}"
+    assert len(list_episodes(tmp_path / "datasets" / "carracing")) == 3
+    logdir = tmp_path / "exp_dir"
+    for path in ("vae/best.tar", "mdrnn/best.tar", "ctrl/best.tar", "ctrl/checkpoint.tar"):
+        load_checkpoint(logdir / path)
+    samples = {p.name for p in (logdir / "vae" / "samples").iterdir()}
+    assert samples == {"sample_1.png", "reconstruction_1.png"}
+    for stage in ("vae", "mdrnn", "ctrl"):
+        assert list((logdir / stage / "tensorboard").glob("events.*"))
+    assert (logdir / "controller.mp4").stat().st_size > 10_000
+    assert re.search(r"return -?[\d.]+ \+- [\d.]+ .* over 1 episodes", done.stdout)
+
+
+def generate(tmp_path, *arguments, rootdir="data"):
+    return run_script("data/generation_script.py", "--rootdir", rootdir, *arguments, cwd=tmp_path)
+
+
+def test_generation_is_exact_and_reproducible_whatever_the_threads(tmp_path):
+    pytest.importorskip("envpool")
+    generate(tmp_path, "--rollouts", 3, "--threads", 2, "--seed", 5).check_returncode()
+    generate(tmp_path, "--rollouts", 3, "--threads", 1, "--seed", 5, rootdir="one")
+    generate(tmp_path, "--rollouts", 1, "--threads", 1, "--seed", 6, rootdir="six")
+    two, one = list_episodes(tmp_path / "data"), list_episodes(tmp_path / "one")
+    assert [f.name for f in two] == [
+        *("thread_0/rollout_0.npz", "thread_0/rollout_2.npz", "thread_1/rollout_1.npz")
+    ]
+    by_number = {f.path.name: read_episode(f.path) for f in one}
+    assert len(by_number) == 3
+    for file in two:
+        for a, b in zip(read_episode(file.path), by_number[file.path.name], strict=True):
+            np.testing.assert_array_equal(a, b)
+    firsts = [e.observations[0].tobytes() for e in by_number.values()]
+    assert len(set(firsts)) == 3  # each its own track
+    (other,) = list_episodes(tmp_path / "six")
+    assert read_episode(other.path).observations[0].tobytes() not in firsts
+
+
+def test_generation_makes_only_what_is_missing_and_refuses_contradictions(tmp_path):
+    pytest.importorskip("envpool")
+    generate(tmp_path, "--rollouts", 1, "--threads", 1).check_returncode()
+    first = tmp_path / "data" / "thread_0" / "rollout_0.npz"
+    before = first.read_bytes()
+    time_before = first.stat().st_mtime_ns
+    done = generate(tmp_path, "--rollouts", 2, "--threads", 3)
+    assert "1 episodes there, 1 of 2 to make" in done.stdout
+    assert first.stat().st_mtime_ns == time_before
+    assert len(list_episodes(tmp_path / "data")) == 2
+    assert "0 of 2 to make" in generate(tmp_path, "--rollouts", 2).stdout
+    for option, value in (("--policy", "white"), ("--seed", "1"), ("--simulator", "gymnasium")):
+        refused = generate(tmp_path, "--rollouts", 2, option, value)
+        assert refused.returncode == 2 and f"{option} {value}" in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
+    assert first.read_bytes() == before
+
+
+def test_killed_generation_leaves_no_half_written_episode(tmp_path):
+    command = [sys.executable, str(ROOT / "data/generation_script.py"), "--rollouts", "40"]
+    command += ["--threads", "2", "--rootdir", str(tmp_path / "data")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.glob("data/thread_*/*.npz")):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    time.sleep(2)  # the workers notice that their parent is gone
+    there = list_episodes(tmp_path / "data")  # would warn of an unusable one
+    assert there
+    for file in there:
+        assert len(read_episode(file.path).observations) == file.length
+    count = len(list(tmp_path.glob("data/thread_*/*.npz")))
+    time.sleep(1)
+    assert len(list(tmp_path.glob("data/thread_*/*.npz"))) == count, "workers outlived their parent"
+
+
+def test_training_continues_from_the_latest_epoch(tmp_path):
+    data = write_dataset(tmp_path / "data", [40, 40, 40])
+    options = ["--rootdir", data, "--logdir", "exp", "--device", "cpu", "--batch-size", 16]
+    run = lambda *more: run_script("trainvae.py", *options, *more, cwd=tmp_path)  # noqa: E731
+    run("--epochs", 1).check_returncode()
+    second = run("--epochs", 2)
+    assert "continuing after epoch 1" in second.stdout and "epoch 2:" in second.stdout
+    assert "epoch 1:" not in second.stdout
+    assert load_checkpoint(tmp_path / "exp/vae/checkpoint.tar")["epoch"] == 2
+    contradiction = run("--epochs", 3, "--seed", 8)
+    assert contradiction.returncode == 2 and "--seed 8" in contradiction.stderr
+    afresh = run("--epochs", 1, "--noreload", "--nosamples")
+    assert "kept as" in afresh.stdout and len(list((tmp_path / "exp").glob("vae-*"))) == 1
+
+
+def test_two_episodes_are_enough_and_one_is_not(tmp_path):
+    data = write_dataset(tmp_path / "data", [40, 40])
+    options = ["--rootdir", data, "--logdir", "exp", "--epochs", 1, "--nosamples"]
+    run_script("trainvae.py", *options, cwd=tmp_path).check_returncode()
+    run_script("trainmdrnn.py", *options[:-1], cwd=tmp_path).check_returncode()
+    shutil.rmtree(data / "thread_1")
+    done = run_script("trainvae.py", *options, "--noreload", cwd=tmp_path)
+    assert done.returncode == 2 and "at least two" in done.stderr
+
+
+def test_foreign_checkpoints_load_in_every_script(experiment, tmp_path):
+    """Checkpoints with the public tensor names, made by another program."""
+    data = write_dataset(tmp_path / "data", [40, 40])
+    before = load_checkpoint(experiment / "vae/best.tar")
+    common = ["--logdir", experiment, "--device", "cpu"]
+    vae = run_script("trainvae.py", *common, "--rootdir", data, "--epochs", 8, cwd=tmp_path)
+    assert vae.returncode == 0 and "weights of epoch 7, test loss 35.5" in vae.stdout
+    # One epoch on random frames is worse than 35.5: the best model stays.
+    after = load_checkpoint(experiment / "vae/best.tar")
+    assert after["epoch"] == 7 and torch.equal(
+        before["state_dict"]["decoder.fc1.weight"], after["state_dict"]["decoder.fc1.weight"]
+    )
+    rnn = run_script("trainmdrnn.py", *common, "--rootdir", data, "--epochs", 8, cwd=tmp_path)
+    assert rnn.returncode == 0 and "weights of epoch 7" in rnn.stdout
+    controller = run_script(
+        "traincontroller.py", *common, *TINY["traincontroller.py"], cwd=tmp_path
+    )
+    assert controller.returncode == 0 and "evaluating it again" in controller.stdout
+    test = run_script("test_controller.py", *common, "--no-render", cwd=tmp_path)
+    assert test.returncode == 0 and "over 1 episodes on gymnasium" in test.stdout
+
+
+@pytest.mark.parametrize(
+    "script, command",
+    [
+        ("trainmdrnn.py", "trainvae.py"),
+        ("traincontroller.py", "trainvae.py"),
+        ("test_controller.py", "trainvae.py"),
+    ],
+)
+def test_a_missing_stage_names_its_command(script, command, tmp_path):
+    done = run_script(script, "--logdir", "exp", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"run `python {command} --logdir exp` first" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_controller_resumes_and_refuses_contradictions(experiment, tmp_path):
+    tiny = ["--logdir", experiment, "--pop-size", 4, "--n-samples", 1, "--eval-rollouts", 2]
+    tiny += ["--eval-every", 2]
+    run = lambda *more: run_script("traincontroller.py", *tiny, *more, cwd=tmp_path)  # noqa: E731
+    whole = run("--max-generations", 3).stdout
+    (experiment / "ctrl").rename(experiment / "whole")
+    run("--max-generations", 1).check_returncode()
+    resumed = run("--max-generations", 3)
+    assert "continuing after generation 1" in resumed.stdout
+
+    def fitness(text):
+        return re.findall(r"generation \d: return mean \S+, best \S+, worst \S+, sigma \S+", text)
+
+    assert fitness(resumed.stdout) == fitness(whole)[1:]
+    a, b = (load_checkpoint(experiment / d / "checkpoint.tar") for d in ("whole", "ctrl"))
+    assert torch.equal(a["cma"]["es"]["mean"], b["cma"]["es"]["mean"])
+    assert torch.equal(a["state"]["champion"], b["state"]["champion"])
+    refused = run("--max-generations", 4, "--pop-size", 5)
+    assert refused.returncode == 2 and "--pop-size 5" in refused.stderr
+
+
+def test_controller_stops_at_the_target(experiment, tmp_path):
+    done = run_script(
+        "traincontroller.py",
+        *("--logdir", experiment, "--target-return", -500, "--pop-size", 2, "--n-samples", 1),
+        *("--eval-rollouts", 1, "--eval-every", 1),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0 and "target reached" in done.stdout
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ctrl_c_ends_cleanly_and_keeps_the_last_generation(experiment, tmp_path):
+    shutil.rmtree(experiment / "ctrl")
+    command = [sys.executable, str(ROOT / "traincontroller.py"), "--logdir", str(experiment)]
+    command += ["--pop-size", "4", "--n-samples", "1", "--eval-every", "1000"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that runs the tests in the background ignores SIGINT, and we would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    for line in process.stdout:
+        if line.startswith("generation 1:"):
+            break
+    time.sleep(1)
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    assert len(children) >= 2
+    os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does it
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert not any(alive(pid) for pid in children)
+    state = load_checkpoint(experiment / "ctrl/checkpoint.tar")["state"]
+    assert state["generation"] >= 1
+
+
+def test_contradictory_view_options_are_refused(experiment, tmp_path):
+    for options, word in (
+        (["--video", "a.mp4", "--no-render"], "--no-render"),
+        (["--video", "a.avi"], ".mp4 or .gif"),
+        (["--video", "a.mp4", "--simulator", "envpool"], "gymnasium"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--episodes", "0"], "at least 1"),
+    ):
+        done = run_script("test_controller.py", "--logdir", experiment, *options, cwd=tmp_path)
+        assert done.returncode == 2 and word in done.stderr, options
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,201 @@
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, set_aside
+from utils.cli import UserError
+from utils.evolution import Evolution
+from utils.files import atomic_write
+from utils.learning import EarlyStopping, seed_epoch
+from utils.workers import WorkerError, WorkerPool
+
+
+def test_checkpoint_round_trip_without_leftovers(tmp_path):
+    path = tmp_path / "a" / "best.tar"
+    state = {"epoch": 3, "precision": 31.25, "state_dict": nn.Linear(2, 3).state_dict()}
+    save_checkpoint(path, state)
+    loaded = load_checkpoint(path)
+    assert loaded["epoch"] == 3 and torch.equal(
+        loaded["state_dict"]["weight"], state["state_dict"]["weight"]
+    )
+    assert [p.name for p in path.parent.iterdir()] == ["best.tar"]
+
+
+def test_numpy_scalars_of_public_checkpoints_are_read(tmp_path):
+    path = tmp_path / "best.tar"
+    for legacy in (False, True):
+        torch.save(
+            {"epoch": 1, "reward": np.float64(870.5)},
+            path,
+            _use_new_zipfile_serialization=not legacy,
+        )
+        assert load_checkpoint(path)["reward"] == 870.5
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
+    torch.save({"state_dict": Payload(tmp_path / "ran")}, tmp_path / "best.tar")
+    with pytest.raises(UserError, match="nothing in it was run"):
+        load_checkpoint(tmp_path / "best.tar")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None], ids=["empty", "text", "truncated"])
+def test_damaged_checkpoints_say_what_to_do(tmp_path, content):
+    path = tmp_path / "best.tar"
+    save_checkpoint(path, {"w": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(UserError, match=r"best.tar.*--noreload"):
+        load_checkpoint(path)
+
+
+def test_weights_of_another_model_are_named(tmp_path):
+    save_checkpoint(tmp_path / "best.tar", {"state_dict": nn.Linear(2, 3).state_dict()})
+    with pytest.raises(UserError, match=r"another model.*weight"):
+        load_weights(nn.Linear(2, 4), tmp_path / "best.tar")
+
+
+def test_a_write_that_fails_keeps_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_set_aside_keeps_everything_under_another_name(tmp_path, capsys):
+    for content in ("first", "second"):
+        (tmp_path / "vae").mkdir()
+        (tmp_path / "vae" / "best.tar").write_text(content)
+        set_aside(tmp_path / "vae")
+    kept = sorted(p.read_text() for p in tmp_path.glob("vae-*/best.tar"))
+    assert kept == ["first", "second"] and not (tmp_path / "vae").exists()
+    assert "kept as" in capsys.readouterr().out
+
+
+def test_early_stopping_counts_epochs_without_improvement():
+    stopping = EarlyStopping(patience=3)
+    for loss, stop in ((5, False), (4, False), (4, False), (6, False), (4.5, True)):
+        stopping.step(loss)
+        assert stopping.stop == stop
+    again = EarlyStopping(patience=3)
+    again.load_state_dict(stopping.state_dict())
+    assert again.stop
+    again.step(3)
+    assert not again.stop and again.best == 3
+
+
+def test_an_epoch_is_random_by_seed_and_number_alone():
+    draws = {}
+    for seed, epoch in ((1, 1), (1, 2), (2, 1), (1, 1)):
+        generator = seed_epoch(seed, epoch)
+        draw = (generator.integers(2**40), torch.rand(1).item())
+        assert draws.setdefault((seed, epoch), draw) == draw
+    assert len(set(draws.values())) == 3
+
+
+def test_evolution_maximises():
+    evolution = Evolution(10, sigma=0.3, population=12, seed=0)
+    for generation in range(120):
+        candidates = evolution.ask(generation)
+        evolution.tell(candidates, -np.square(candidates - 2).sum(1))
+    np.testing.assert_allclose(evolution.mean, 2, atol=0.01)
+
+
+def test_evolution_goes_on_bit_for_bit_from_its_stored_state(tmp_path):
+    def fitness(x):
+        return -np.abs(x - np.arange(15)).sum(1)
+
+    whole = Evolution(15, 0.2, 8, seed=4)
+    for generation in range(1, 31):
+        candidates = whole.ask(generation)
+        whole.tell(candidates, fitness(candidates))
+        if generation == 11:
+            save_checkpoint(tmp_path / "c.tar", whole.state_dict())
+    resumed = Evolution(15, 0.2, 8, seed=4)
+    resumed.load_state_dict(load_checkpoint(tmp_path / "c.tar"))
+    for generation in range(12, 31):
+        candidates = resumed.ask(generation)
+        resumed.tell(candidates, fitness(candidates))
+    assert np.array_equal(whole.mean, resumed.mean) and whole.sigma == resumed.sigma
+    assert np.array_equal(whole.ask(31), resumed.ask(31))
+
+
+def setup_squares(index, marks):
+    """A worker that squares; some units make it die or raise, the first time or always."""
+
+    def work(unit, report):
+        kind, value = unit
+        mark = marks / f"{kind}-{value}"
+        if kind == "dies once" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), 9)
+        if kind == "raises once" and not mark.exists():
+            mark.touch()
+            raise ValueError("a bad moment")
+        if kind == "raises":
+            raise ValueError("never any good")
+        if kind == "slow":
+            time.sleep(60)
+        report(value)
+        return value**2
+
+    return work
+
+
+def test_pool_does_lost_units_again(tmp_path, capfd):
+    units = [("fine", 1), ("dies once", 2), ("raises once", 3), ("fine", 4), ("fine", 5)]
+    news = []
+    with WorkerPool(2, setup_squares, (tmp_path,), tmp_path / "logs") as pool:
+        results = dict(pool.run(units, news.append))
+        assert results == {0: 1, 1: 4, 2: 9, 3: 16, 4: 25}
+        assert dict(pool.run([("fine", 6)])) == {0: 36}  # the pool goes on
+    assert sorted(news) == [1, 2, 3, 4, 5]
+    said = capfd.readouterr().err
+    assert "killed by SIGKILL" in said and "ValueError: a bad moment" in said
+    logs = "".join(p.read_text() for p in (tmp_path / "logs").iterdir())
+    assert "ValueError: a bad moment" in logs and "Traceback" in logs
+
+
+def test_pool_gives_up_with_the_workers_own_traceback(tmp_path):
+    with (
+        WorkerPool(2, setup_squares, (tmp_path,), tmp_path / "logs") as pool,
+        pytest.raises(WorkerError, match=r"(?s)Traceback.*never any good"),
+    ):
+        list(pool.run([("raises", 1)]))
+    for process, _ in pool._workers:
+        assert not process.is_alive()
+
+
+def setup_broken(index):
+    raise RuntimeError("no such model")
+
+
+def test_pool_gives_up_when_workers_cannot_start(tmp_path):
+    with (
+        WorkerPool(1, setup_broken, (), tmp_path) as pool,
+        pytest.raises(WorkerError, match="no such model"),
+    ):
+        list(pool.run([1]))
+
+
+def test_closing_a_pool_ends_workers_in_the_middle_of_a_unit(tmp_path):
+    start = time.monotonic()
+    with WorkerPool(1, setup_squares, (tmp_path,), tmp_path / "logs") as pool:
+        processes = [process for process, _ in pool._workers]
+        pool._workers[0][1].send(("slow", 1))
+        time.sleep(0.5)
+    assert time.monotonic() - start < 30
+    assert not any(process.is_alive() for process in processes)
