@@ -246,6 +246,9 @@ def test_ctrl_c_ends_cleanly_and_keeps_the_last_generation(experiment, tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does it
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
+    deadline = time.monotonic() + 10  # multiprocessing's own tracker takes a moment
+    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not any(alive(pid) for pid in children)
     state = load_checkpoint(experiment / "ctrl/checkpoint.tar")["state"]
     assert state["generation"] >= 1
