@@ -140,6 +140,7 @@ def main() -> None:
 
     train_loader = FrameLoader(train_files, args.batch_size, device, shuffle=True)
     test_loader = FrameLoader(test_files, args.batch_size, device, shuffle=False)
+    originals = None if args.nosamples else test_loader.sample(32)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     for epoch in range(done + 1, args.epochs + 1):
@@ -163,8 +164,7 @@ def main() -> None:
             writer.add_scalar(f"{name}/train", train[name], epoch)
             writer.add_scalar(f"{name}/test", test[name], epoch)
         writer.add_scalar("learning_rate", rate, epoch)
-        if not args.nosamples:
-            originals = next(iter(test_loader.epoch(generator)))[:32]
+        if originals is not None:
             prior, compared = pictures(model, originals)
             samples = folder / "samples"
             samples.mkdir(exist_ok=True)

@@ -64,6 +64,11 @@ class FrameLoader:
             if left_over is not None and len(left_over):
                 yield left_over
 
+    def sample(self, n: int) -> Tensor:
+        """n frames (n, 64, 64, 3) uint8 on the device, spread evenly over the first half buffer."""
+        frames = self._read(self._chunks(np.random.default_rng(0))[0])
+        return frames[torch.linspace(0, len(frames) - 1, n, device=frames.device).long()]
+
     def _batches(self, frames: Tensor, order: np.ndarray | None, left_over: Tensor | None):
         """Full batches out of one half of the buffer; returns the frames that are left over."""
         first = 0
