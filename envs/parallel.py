@@ -53,12 +53,19 @@ def setup_worker(index: int, logdir: Path, simulator: str, device: str, workers:
     chosen = choose_device(device)
     agent = load_agent(logdir, chosen, fast_precision(chosen))
     print(f"worker {index}: {chosen}, {threads} threads", flush=True)
+    driving = False
+
+    def watch(*_) -> None:
+        nonlocal driving
+        if not driving:
+            print(f"worker {index}: first step", flush=True)
+            driving = True
 
     def work(unit: Rollouts, report: Callable) -> tuple[np.ndarray, np.ndarray]:
         n = len(unit.seeds)
         environments = make_simulator(simulator, unit.seeds, threads)
         policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
-        result = play(environments, n, n, policy)
+        result = play(environments, n, n, policy, watch)
         environments.close()
         return result
 

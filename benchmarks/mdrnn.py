@@ -1,0 +1,81 @@
+"""MDN-RNN training on cached latents, against encoding anew and against the bare step."""
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Row, median_rates, row
+from benchmarks.setting import dataset, folder
+from data.episodes import list_episodes, read_episode
+from data.latents import encode_episodes
+from data.loaders import WindowLoader
+from models.mdrnn import MDRNN, mdrnn_losses
+from models.vae import Encoder, sample_latent
+from trainmdrnn import run_epoch
+from utils.frames import pixels_to_unit
+from utils.learning import choose_device, fast_precision
+
+BATCH_SIZE, SEQ_LEN = 16, 32  # the defaults of trainmdrnn.py
+
+
+def measure() -> list[Row]:
+    device = choose_device("auto")
+    precision = fast_precision(device)
+    files = list_episodes(dataset())
+    latents = encode_episodes(files, Encoder(), folder() / "mdrnn", device, precision)
+    loader = WindowLoader(list(latents.values()), BATCH_SIZE, SEQ_LEN, device, shuffle=True)
+    transitions = len(loader.starts(np.random.default_rng(0))) * SEQ_LEN
+
+    def trainer():
+        model = MDRNN().to(device)
+        return model, torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9)
+
+    model, optimizer = trainer()
+
+    def ours() -> int:
+        run_epoch(model, loader, np.random.default_rng(0), False, "train", optimizer)
+        return transitions
+
+    def train_on(model, optimizer, z, next_z, window) -> None:
+        prediction = model(window["actions"], z)
+        terms = mdrnn_losses(prediction, next_z, window["rewards"], window["terminals"], False)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        optimizer.step()
+
+    bare_model, bare_optimizer = trainer()
+    window = next(loader.epoch(np.random.default_rng(1)))
+    z, next_z = (sample_latent(window[f"{p}mu"], window[f"{p}logsigma"]) for p in ("", "next_"))
+    steps = -(-transitions // (BATCH_SIZE * SEQ_LEN))
+
+    def bare() -> int:
+        for _ in range(steps):
+            train_on(bare_model, bare_optimizer, z, next_z, window)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return steps * BATCH_SIZE * SEQ_LEN
+
+    # The earlier way, batched well: all frames of a batch of windows in one call of the encoder.
+    encoder = Encoder().to(device, precision).eval()
+    frames = torch.from_numpy(read_episode(files[0].path).observations).to(device)
+    anew_model, anew_optimizer = trainer()
+
+    def anew() -> int:
+        for _ in range(4):
+            starts = torch.randint(0, len(frames) - SEQ_LEN - 1, (BATCH_SIZE,), device=device)
+            rows = starts + torch.arange(SEQ_LEN + 1, device=device)[:, None]
+            with torch.inference_mode():
+                x = pixels_to_unit(frames[rows.flatten()], precision)
+                mu, logsigma = (part.float() for part in encoder(x))
+                drawn = sample_latent(mu, logsigma).view(SEQ_LEN + 1, BATCH_SIZE, -1)
+            train_on(anew_model, anew_optimizer, drawn[:-1].clone(), drawn[1:].clone(), window)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 4 * BATCH_SIZE * SEQ_LEN
+
+    rates = median_rates({"ours": ours, "bare": bare, "anew": anew})
+    stage = f"MDN-RNN training, batch {BATCH_SIZE}"
+    unit = "transitions/s"
+    return [
+        row(stage, rates["ours"], "frames encoded anew", rates["anew"], unit, ">= 10"),
+        row(stage, rates["ours"], "bare step", rates["bare"], unit, ">= 0.9"),
+    ]

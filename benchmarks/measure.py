@@ -1,0 +1,102 @@
+"""Clocks, medians and rows: what the stages of the benchmark share."""
+
+import multiprocessing as mp
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Row(NamedTuple):
+    """One line of the table; `ratio` is ours over the other one's, `target` what it should be."""
+
+    stage: str
+    ours: float
+    against: str
+    other: float
+    unit: str
+    ratio: float
+    target: str
+
+
+def row(stage: str, ours: float, against: str, other: float, unit: str, target: str = "") -> Row:
+    return Row(stage, ours, against, other, unit, ours / other, target)
+
+
+def median_rates(work: dict[str, Callable[[], float]], repeats: int = 5) -> dict[str, float]:
+    """Median rate of each of several pieces of work, taken in turn on the same machine.
+
+    Each callable does its work once and returns how much it did (frames, steps); the first
+    round warms up and does not count.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 1):
+        for name, do in work.items():
+            start = time.perf_counter()
+            amount = do()
+            if repeat:
+                rates[name].append(amount / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def rate_in_processes(
+    count: int, target: Callable[..., int], arguments: tuple = (), seconds: float = 5.0
+) -> float:
+    """Sum of the rates of `count` processes that run together.
+
+    `target(index, clock, *arguments)` sets itself up, calls `clock()` once to wait for the
+    others, works until `clock()` is False, and returns how much it did in that time.
+    """
+    context = mp.get_context("spawn")
+    barrier, results = context.Barrier(count), context.Queue()
+    processes = [
+        context.Process(
+            target=_timed, args=(index, target, arguments, barrier, results, seconds), daemon=True
+        )
+        for index in range(count)
+    ]
+    for process in processes:
+        process.start()
+    rates = [results.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(rates)
+
+
+def _timed(index, target, arguments, barrier, results, seconds) -> None:
+    start = None
+
+    def clock() -> bool:
+        nonlocal start
+        if start is None:
+            barrier.wait()
+            start = time.perf_counter()
+            return True
+        return time.perf_counter() - start < seconds
+
+    amount = target(index, clock, *arguments)
+    results.put(amount / (time.perf_counter() - start))
+
+
+def peak_memory(pid: int) -> int:
+    """Peak resident memory of a running process, in bytes (Linux)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"process {pid} has no VmHWM")
+
+
+def start_script(script: str, *arguments: object) -> subprocess.Popen:
+    """One of the repository's scripts, quietly, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+    )

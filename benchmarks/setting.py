@@ -1,0 +1,75 @@
+"""What the stages work on: episodes played for the occasion, and V, M and C of random weights."""
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.generation_script import BATCH, setup_worker
+from data.policies import brownian
+from envs.simulator import choose_simulator
+from models.controller import Controller
+from models.mdrnn import MDRNN
+from models.vae import VAE
+from utils.checkpoint import save_checkpoint
+from utils.workers import WorkerPool, available_cores
+
+CORES = available_cores()
+EPISODES = 2 * BATCH
+
+
+@functools.cache
+def folder() -> Path:
+    """A temporary folder for the whole run; removed at its end."""
+    holder = tempfile.TemporaryDirectory(prefix="benchmarks-")
+    folder.holder = holder  # keeps it until the process ends
+    return Path(holder.name)
+
+
+@functools.cache
+def simulator() -> str:
+    return choose_simulator("auto")
+
+
+@functools.cache
+def dataset() -> Path:
+    """EPISODES brownian episodes on disk."""
+    rootdir = folder() / "data"
+    with WorkerPool(CORES, setup_worker, ("brown", 0, simulator()), folder() / "logs") as pool:
+        list(pool.run(generation_units(rootdir)))
+    return rootdir
+
+
+def generation_units(rootdir: Path) -> list[dict[int, Path]]:
+    return [
+        {k: rootdir / f"rollout_{k}.npz" for k in range(start, start + BATCH)}
+        for start in range(0, EPISODES, BATCH)
+    ]
+
+
+@functools.cache
+def experiment() -> Path:
+    """A logdir with random weights: how fast they compute does not depend on what they know."""
+    logdir = folder() / "experiment"
+    torch.manual_seed(0)
+    for stage, model in (("vae", VAE()), ("mdrnn", MDRNN()), ("ctrl", Controller())):
+        save_checkpoint(logdir / stage / "best.tar", {"state_dict": model.state_dict()})
+    return logdir
+
+
+def plans(n: int, steps: int = 1000) -> np.ndarray:
+    """Brownian actions (steps, n, 3)."""
+    return np.stack([brownian(steps, np.random.default_rng([1, k])) for k in range(n)], axis=1)
+
+
+def many_episodes(count: int) -> Path:
+    """A root with `count` episodes, which are links to those of `dataset()`."""
+    rootdir = folder() / f"links-{count}"
+    rootdir.mkdir(exist_ok=True)
+    originals = sorted(dataset().glob("*.npz"))
+    for k in range(count):
+        os.symlink(originals[k % len(originals)], rootdir / f"rollout_{k}.npz")
+    return rootdir

@@ -1,0 +1,42 @@
+"""From the start of traincontroller.py to its first environment step, against importing torch."""
+
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+from benchmarks.measure import Row, row, start_script
+from benchmarks.setting import experiment, folder, simulator
+
+FIRST_STEP = "first step"  # what a worker writes to its log (envs/parallel.py)
+
+
+def seconds_to_first_step() -> float:
+    logdir = folder() / "startup"
+    shutil.rmtree(logdir, ignore_errors=True)
+    shutil.copytree(experiment(), logdir)
+    shutil.rmtree(logdir / "ctrl")
+    log = logdir / "tmp" / "worker_0.log"
+    start = time.perf_counter()
+    script = start_script("traincontroller.py", "--logdir", logdir, "--simulator", simulator())
+    while not (log.exists() and FIRST_STEP in log.read_text()):
+        if script.poll() is not None:
+            raise RuntimeError("traincontroller.py ended before its first step")
+        time.sleep(0.01)
+    seconds = time.perf_counter() - start
+    script.kill()
+    script.wait()
+    return seconds
+
+
+def seconds_to_import_torch() -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return time.perf_counter() - start
+
+
+def measure() -> list[Row]:
+    pairs = [(seconds_to_first_step(), seconds_to_import_torch()) for _ in range(6)][1:]
+    ours, importing = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return [row("start to first step", ours, "import torch", importing, "s", "< 3")]

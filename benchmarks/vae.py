@@ -1,0 +1,64 @@
+"""VAE training from files, against the model's step on a batch that is already in memory."""
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Row, median_rates, row
+from benchmarks.setting import dataset
+from data.episodes import list_episodes
+from data.loaders import FrameLoader
+from models.vae import VAE, vae_loss
+from trainvae import run_epoch
+from utils.frames import pixels_to_unit
+from utils.learning import choose_device, fast_precision
+
+BATCH_SIZE = 32  # the default of trainvae.py
+
+
+def bare_step(device: torch.device, precision: torch.dtype, steps: int):
+    """`steps` times forward, backward and optimizer step on one batch in memory; frames done."""
+    model = VAE().to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    frames = torch.randint(0, 256, (BATCH_SIZE, 64, 64, 3), dtype=torch.uint8, device=device)
+    x = pixels_to_unit(frames)
+
+    def work() -> int:
+        for _ in range(steps):
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                reconstruction, mu, logsigma = model(x)
+            loss = sum(vae_loss(reconstruction, x, mu, logsigma))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return steps * BATCH_SIZE
+
+    return work
+
+
+def measure() -> list[Row]:
+    device = choose_device("auto")
+    precision = fast_precision(device)
+    files = list_episodes(dataset())[:4]
+    loader = FrameLoader(files, BATCH_SIZE, device, shuffle=True)
+    model = VAE().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def ours() -> int:
+        generator = np.random.default_rng(0)
+        run_epoch(model, loader, generator, device, precision, "train", optimizer)
+        return len(loader)
+
+    steps = len(loader) // BATCH_SIZE
+    rates = median_rates(
+        {
+            "ours": ours,
+            "float32": bare_step(device, torch.float32, steps),
+            "bfloat16": bare_step(device, torch.bfloat16, steps),
+        }
+    )
+    best = max(("float32", "bfloat16"), key=rates.get)
+    stage = f"VAE training, batch {BATCH_SIZE}"
+    against = f"bare step in {best}"
+    return [row(stage, rates["ours"], against, rates[best], "frames/s", ">= 0.93")]
