@@ -69,6 +69,8 @@ def choose_view(args: Namespace) -> Path | str | None:
             raise UserError("--video and --no-render contradict each other; leave one out")
         if args.video.suffix not in VIDEO_SUFFIXES:
             raise UserError(f"--video {args.video}: the name must end in .mp4 or .gif")
+        if args.video.is_dir():
+            raise UserError(f"--video {args.video}: that is a folder; name a file")
         if args.simulator == "envpool":
             raise UserError(
                 "--video needs --simulator gymnasium: EnvPool is for scoring, not for viewing"

@@ -42,6 +42,7 @@ from utils.cli import (
     script_parser,
 )
 from utils.evolution import Evolution
+from utils.files import exclusive
 from utils.learning import choose_device, fast_precision
 from utils.workers import WorkerPool, available_cores
 
@@ -148,8 +149,8 @@ def worst_for_nan(returns: np.ndarray) -> np.ndarray:
     return fitness
 
 
-def main() -> None:
-    args = parse_arguments()
+def train(args: argparse.Namespace) -> None:
+    """All generations, from the latest one that is stored."""
     device = choose_device(args.device)
     agent = load_agent(args.logdir, torch.device("cpu"), torch.float32)  # missing stages end here
     models = agent_digest(agent)
@@ -304,6 +305,12 @@ def evaluate(
         writer.add_scalar(f"evaluation/{name}", score, generation)
     writer.add_scalar("evaluation/best", judge.best, generation)
     writer.flush()
+
+
+def main() -> None:
+    args = parse_arguments()
+    with exclusive(args.logdir, "ctrl"):
+        train(args)
 
 
 if __name__ == "__main__":

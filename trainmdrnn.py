@@ -30,6 +30,7 @@ from utils.cli import (
     run_script,
     script_parser,
 )
+from utils.files import exclusive
 from utils.learning import (
     EarlyStopping,
     choose_device,
@@ -101,8 +102,8 @@ def run_epoch(
     return means
 
 
-def main() -> None:
-    args = parse_arguments()
+def train(args: Namespace) -> None:
+    """All epochs, from the latest one that is stored."""
     vae_path = stage_weights(args.logdir, "vae", "python trainvae.py")
     device = choose_device(args.device)
     precision = fast_precision(device)
@@ -167,6 +168,12 @@ def main() -> None:
     else:
         print(f"{folder}: {max(done, args.epochs)} epochs done, best test loss {stopping.best:.4f}")
     writer.close()
+
+
+def main() -> None:
+    args = parse_arguments()
+    with exclusive(args.logdir, "mdrnn"):
+        train(args)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from utils.cli import (
     run_script,
     script_parser,
 )
+from utils.files import exclusive
 from utils.frames import pixels_to_unit
 from utils.learning import EarlyStopping, choose_device, describe, fast_precision, seed_epoch
 
@@ -118,8 +119,8 @@ def pictures(model: VAE, originals: Tensor) -> tuple[Tensor, Tensor]:
     return make_grid(from_prior, nrow=8).cpu(), make_grid(torch.cat(rows), nrow=8).cpu()
 
 
-def main() -> None:
-    args = parse_arguments()
+def train(args: Namespace) -> None:
+    """All epochs, from the latest one that is stored."""
     device = choose_device(args.device)
     precision = fast_precision(device)
     print(describe(device, precision))
@@ -129,7 +130,12 @@ def main() -> None:
     folder = args.logdir / "vae"
     if args.noreload:
         set_aside(folder)
-    options = {"seed": args.seed, "batch-size": args.batch_size, "latent-size": LATENT_SIZE}
+    options = {
+        "seed": args.seed,
+        "batch-size": args.batch_size,
+        "learning-rate": args.learning_rate,
+        "latent-size": LATENT_SIZE,
+    }
 
     torch.manual_seed(args.seed)
     model = VAE().to(device)
@@ -176,6 +182,12 @@ def main() -> None:
     else:
         print(f"{folder}: {max(done, args.epochs)} epochs done, best test loss {stopping.best:.2f}")
     writer.close()
+
+
+def main() -> None:
+    args = parse_arguments()
+    with exclusive(args.logdir, "vae"):
+        train(args)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from utils.files import atomic_write
 from utils.frames import to_64
 
 # Level 1 of zlib is three times as fast as NumPy's level 6 here, for files a sixth larger.
-COMPRESSION_LEVEL = 1
+LEVEL = 1
 
 KEYS = ("observations", "actions", "rewards", "terminals")
 
@@ -45,15 +45,24 @@ class BadEpisode(Exception):
 
 
 def write_episode(path: Path, episode: Episode) -> None:
-    """Write a compressed npz atomically; `np.load(path, allow_pickle=False)` reads it."""
-    with (
-        atomic_write(path) as file,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION_LEVEL) as npz,
-    ):
-        for key in KEYS:
-            with npz.open(f"{key}.npy", "w") as member:
-                array = np.ascontiguousarray(getattr(episode, key))
-                np.lib.format.write_array(member, array, allow_pickle=False)
+    """Write a compressed npz atomically; `np.load(path, allow_pickle=False)` reads it.
+
+    Raises UserError where that is impossible: a full disk, a folder that is read-only.
+    """
+    try:
+        with (
+            atomic_write(path) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as npz,
+        ):
+            for key in KEYS:
+                with npz.open(f"{key}.npy", "w") as member:
+                    array = np.ascontiguousarray(getattr(episode, key))
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror or error}); the episodes that are "
+            "complete are kept: make room and run the same command again"
+        ) from None
 
 
 def read_episode(path: Path) -> Episode:

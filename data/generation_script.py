@@ -29,7 +29,7 @@ from utils.cli import (
     run_script,
     script_parser,
 )
-from utils.files import atomic_write
+from utils.files import atomic_write, exclusive
 from utils.workers import WorkerPool
 
 # Episodes that one process plays in lockstep: 12 MB of frames each.
@@ -114,14 +114,10 @@ def existing_episodes(rootdir: Path) -> set[int]:
     return numbers
 
 
-def main() -> None:
-    args = parse_arguments()
+def generate(args: Namespace) -> None:
+    """Make the episodes that are missing."""
     rootdir = args.rootdir
-    try:
-        simulator = agree_with(rootdir, args)
-    except OSError as error:
-        raise UserError(f"--rootdir {rootdir} cannot be used: {error}") from None
-
+    simulator = agree_with(rootdir, args)
     there = existing_episodes(rootdir)
     missing = [k for k in range(args.rollouts) if k not in there]
     print(f"{rootdir}: {len(there)} episodes there, {len(missing)} of {args.rollouts} to make")
@@ -152,6 +148,12 @@ def main() -> None:
             for _ in pool.run(units, news):
                 pass
     print(f"{rootdir}: {len(made)} episodes written, {sum(made.values())} frames")
+
+
+def main() -> None:
+    args = parse_arguments()
+    with exclusive(args.rootdir, "generation"):
+        generate(args)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,6 @@ class Video:
     def __init__(self, path: Path, vae: VAE):
         import imageio.v2 as imageio
 
-        if path.suffix not in VIDEO_SUFFIXES:
-            raise UserError(f"--video {path}: the name must end in {' or '.join(VIDEO_SUFFIXES)}")
         self.path, self.vae = path, vae.eval()
         self.gif = path.suffix == ".gif"
         self.unfinished = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")

@@ -182,27 +182,6 @@ def test_a_missing_stage_names_its_command(script, command, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_controller_resumes_and_refuses_contradictions(experiment, tmp_path):
-    tiny = ["--logdir", experiment, "--pop-size", 4, "--n-samples", 1, "--eval-rollouts", 2]
-    tiny += ["--eval-every", 2]
-    run = lambda *more: run_script("traincontroller.py", *tiny, *more, cwd=tmp_path)  # noqa: E731
-    whole = run("--max-generations", 3).stdout
-    (experiment / "ctrl").rename(experiment / "whole")
-    run("--max-generations", 1).check_returncode()
-    resumed = run("--max-generations", 3)
-    assert "continuing after generation 1" in resumed.stdout
-
-    def fitness(text):
-        return re.findall(r"generation \d: return mean \S+, best \S+, worst \S+, sigma \S+", text)
-
-    assert fitness(resumed.stdout) == fitness(whole)[1:]
-    a, b = (load_checkpoint(experiment / d / "checkpoint.tar") for d in ("whole", "ctrl"))
-    assert torch.equal(a["cma"]["es"]["mean"], b["cma"]["es"]["mean"])
-    assert torch.equal(a["state"]["champion"], b["state"]["champion"])
-    refused = run("--max-generations", 4, "--pop-size", 5)
-    assert refused.returncode == 2 and "--pop-size 5" in refused.stderr
-
-
 def test_controller_stops_at_the_target(experiment, tmp_path):
     done = run_script(
         "traincontroller.py",

@@ -5,23 +5,31 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.workers import WorkerError
+from utils.workers import Refused, WorkerError
 
 
-class UserError(Exception):
+class UserError(Refused):
     """Something that the person at the terminal can mend: one line that says what and how."""
 
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main and turn foreseeable ends into messages and exit codes.
 
-    A UserError is one line and 2, workers that fail again and again their last traceback
-    and 1, Ctrl-C one line and 130.
+    A UserError or an error of the file system is one line and 2, workers that fail again
+    and again their last traceback and 1, Ctrl-C one line and 130.
     """
     try:
         main()
-    except UserError as error:
+    except Refused as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"{Path(sys.argv[0]).name}: error: {where}{error.strerror or error}; "
+            "what was there before is kept",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except WorkerError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
@@ -62,9 +70,15 @@ def _number(kind: type, text: str, name: str):
         raise argparse.ArgumentTypeError(f"must be {name}, not {text!r}") from None
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One line, without the list of all options."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+
+
 def script_parser(description: str) -> argparse.ArgumentParser:
     """A parser that prints the defaults and does not accept abbreviated options."""
-    return argparse.ArgumentParser(
+    return _Parser(
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,

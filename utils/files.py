@@ -1,10 +1,13 @@
-"""Files that are complete or absent: a temporary file beside the target, then `os.replace`."""
+"""Files that are complete or absent, and folders that one process at a time writes to."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from utils.cli import UserError
 
 TEMPORARY = ".tmp"
 
@@ -27,3 +30,26 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def exclusive(folder: Path, what: str) -> Iterator[None]:
+    """Let one process at a time do `what` in `folder`; the second one gets a UserError.
+
+    The lock is the kernel's: it ends with the process, however that ended.
+    """
+    path = folder / f".{what}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115 (errors of the body are not ours to catch)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is running the stage {what} there; "
+                "wait for its end, or use another folder"
+            ) from None
+        yield

@@ -25,6 +25,13 @@ class WorkerError(Exception):
     """The workers failed again and again; the message holds the last one's own traceback."""
 
 
+class Refused(Exception):
+    """Raised in a worker: what it was asked to do cannot be done, and trying again is no use.
+
+    The pool raises it in the parent.
+    """
+
+
 # setup(worker's index, *arguments) -> work(unit, report) -> result
 Work = Callable[[Any, Callable[[Any], None]], Any]
 
@@ -63,7 +70,8 @@ class WorkerPool:
 
         Units are given out in their order, one a worker at a time: put the longest first.
         A worker that dies or raises is replaced and its unit is done again, with one line on
-        the terminal. Raises WorkerError after MAX_FAILURES failures without a result.
+        the terminal. Raises WorkerError after MAX_FAILURES failures without a result,
+        and Refused when a worker does.
         """
         waiting = deque(range(len(units)))
         busy: dict[int, int] = {}  # worker -> unit
@@ -91,6 +99,8 @@ class WorkerPool:
                     failures = 0
                     missing -= 1
                     yield busy.pop(index), content
+                elif kind == "refused":
+                    raise Refused(content)
                 else:
                     waiting.appendleft(busy.pop(index))
                     failures += 1
@@ -152,6 +162,9 @@ def _work_until_closed(
                 return  # the parent has closed the pipe: there is no more work
             result = work(unit, lambda content: connection.send(("news", content)))
             connection.send(("result", result))
+    except Refused as error:
+        print(f"refused: {error}", flush=True)
+        connection.send(("refused", str(error)))
     except BaseException:
         traceback.print_exc()
         connection.send(("error", traceback.format_exc()))

@@ -1,0 +1,364 @@
+"""Killed processes, damaged and hostile files, full disks, contradictions: nothing is lost."""
+
+import os
+import random
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_experiment, run_script, write_dataset
+
+from data.episodes import list_episodes
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.cli import UserError
+from utils.files import exclusive
+
+SMALL_VAE = ["--batch-size", 8, "--nosamples", "--device", "cpu"]
+SMALL_RNN = ["--batch-size", 2, "--seq-len", 8, "--device", "cpu"]
+
+
+def start(script, *arguments, cwd):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_when(process, condition, delay=0.0, limit=120):
+    """kill -9 the process some time after a condition became true."""
+    deadline = time.monotonic() + limit
+    while not condition() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+
+
+def assert_same(a, b):
+    """Two checkpoints hold the same, bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b or (a != a and b != b)
+
+
+@pytest.mark.parametrize("stage", ["vae", "mdrnn"])
+def test_a_training_that_was_killed_ends_as_if_it_had_not_been(stage, tmp_path):
+    """Five epochs in one go, and five with a kill -9 in the middle: the same bits."""
+    data = write_dataset(tmp_path / "data", [60, 60, 60, 60])
+    script, small = {"vae": ("trainvae.py", SMALL_VAE), "mdrnn": ("trainmdrnn.py", SMALL_RNN)}[
+        stage
+    ]
+    for name in ("whole", "killed"):
+        if stage == "mdrnn":
+            make_experiment(tmp_path / name)
+            shutil.rmtree(tmp_path / name / "mdrnn")
+    command = [script, *small, "--rootdir", data, "--epochs", 5, "--logdir"]
+    run_script(*command, "whole", cwd=tmp_path).check_returncode()
+    checkpoint = tmp_path / "killed" / stage / "checkpoint.tar"
+    kill_when(start(*command, "killed", cwd=tmp_path), checkpoint.exists)
+    assert load_checkpoint(checkpoint)["epoch"] < 5, "killed too late to be a test"
+    resumed = run_script(*command, "killed", cwd=tmp_path)
+    assert resumed.returncode == 0 and "continuing after epoch" in resumed.stdout
+    for file in ("checkpoint.tar", "best.tar"):
+        whole, killed = (load_checkpoint(tmp_path / n / stage / file) for n in ("whole", "killed"))
+        assert_same(whole, killed)
+
+
+def test_a_controller_training_that_was_killed_ends_as_if_it_had_not_been(tmp_path):
+    pytest.importorskip("envpool")
+    options = ["--pop-size", 4, "--n-samples", 1, "--eval-every", 2, "--eval-rollouts", 1]
+    command = ["traincontroller.py", *options, "--max-generations", 3, "--device", "cpu"]
+    for name in ("whole", "killed"):
+        shutil.rmtree(make_experiment(tmp_path / name) / "ctrl")
+    whole = run_script(*command, "--logdir", "whole", cwd=tmp_path)
+    whole.check_returncode()
+    checkpoint = tmp_path / "killed/ctrl/checkpoint.tar"
+    kill_when(start(*command, "--logdir", "killed", cwd=tmp_path), checkpoint.exists, delay=1)
+    assert load_checkpoint(checkpoint)["state"]["generation"] < 3
+    resumed = run_script(*command, "--logdir", "killed", cwd=tmp_path)
+    assert resumed.returncode == 0 and "continuing after generation" in resumed.stdout
+    a, b = (load_checkpoint(tmp_path / n / "ctrl/checkpoint.tar") for n in ("whole", "killed"))
+    for state in (a["state"], b["state"]):
+        state.pop("seconds")
+    assert_same(a, b)
+    a, b = (load_checkpoint(tmp_path / n / "ctrl/best.tar") for n in ("whole", "killed"))
+    assert_same(a, b)
+    for option, value in (("--pop-size", 5), ("--seed", 3), ("--sigma", 0.2)):
+        refused = run_script(*command, option, value, "--logdir", "killed", cwd=tmp_path)
+        assert refused.returncode == 2 and f"{option} {value}" in refused.stderr
+
+
+def test_thirty_kills_at_random_moments_leave_every_checkpoint_whole(tmp_path):
+    """Trainings of V and M are killed again and again, wherever they are; all files load."""
+    data = write_dataset(tmp_path / "data", [30, 30, 30])
+    make_experiment(tmp_path / "exp")
+    shutil.rmtree(tmp_path / "exp" / "mdrnn")
+    generator = random.Random(0)
+    stages = {
+        "vae": ["trainvae.py", *SMALL_VAE, "--epochs", 1000],
+        "mdrnn": ["trainmdrnn.py", *SMALL_RNN, "--epochs", 100_000],
+    }
+    # M needs a V that does not change: the one in training has a logdir of its own.
+    logdirs = {"vae": tmp_path / "exp_vae", "mdrnn": tmp_path / "exp"}
+    epochs = dict.fromkeys(stages, 0)
+    for kill in range(30):
+        stage = ("vae", "mdrnn")[kill % 2]
+        checkpoint = logdirs[stage] / stage / "checkpoint.tar"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        process = start(*stages[stage], "--logdir", logdirs[stage], "--rootdir", data, cwd=tmp_path)
+        kill_when(
+            process,
+            lambda c=checkpoint, b=before: c.exists() and c.stat().st_mtime_ns != b,
+            delay=generator.uniform(0, 0.6),
+        )
+        state = load_checkpoint(checkpoint)
+        best = load_checkpoint(checkpoint.with_name("best.tar"))
+        assert state["epoch"] > epochs[stage]  # the work before the kill is there
+        # best.tar may be one epoch ahead: it is written first, and that epoch is done again.
+        assert best["epoch"] <= state["epoch"] + 1
+        assert best["precision"] <= state["earlystopping"]["best"]
+        epochs[stage] = state["epoch"]
+        if state["earlystopping"]["bad_epochs"] > 10:  # it would soon end by itself
+            shutil.rmtree(checkpoint.parent)
+            epochs[stage] = 0
+
+
+def test_a_killed_worker_changes_nothing(tmp_path):
+    pytest.importorskip("envpool")
+    options = ["--pop-size", 4, "--n-samples", 1, "--eval-every", 100, "--max-generations", 1]
+    command = ["traincontroller.py", *options, "--device", "cpu"]
+    for name in ("quiet", "faults"):
+        shutil.rmtree(make_experiment(tmp_path / name) / "ctrl")
+    quiet = run_script(*command, "--logdir", "quiet", cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / command[0]), *map(str, command[1:]), "--logdir", "faults"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "faults/tmp/worker_0.log"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "first step" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout
+    victim = next(line for line in children.splitlines() if "spawn_main" in line).split()[0]
+    os.kill(int(victim), 9)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and "killed by SIGKILL" in errors
+    pattern = r"generation \d: return mean \S+, best \S+, worst \S+, sigma \S+"
+    assert re.findall(pattern, output) == re.findall(pattern, quiet.stdout)
+
+
+def test_the_second_training_in_a_logdir_is_refused_and_a_dead_ones_lock_is_none(tmp_path):
+    data = write_dataset(tmp_path / "data", [20, 20])
+    command = ["trainvae.py", *SMALL_VAE, "--logdir", "exp", "--rootdir", data, "--epochs", 1]
+    with exclusive(tmp_path / "exp", "vae"):
+        done = run_script(*command, cwd=tmp_path)
+        assert done.returncode == 2 and "another process" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "exp" / "vae").exists()
+    assert (tmp_path / "exp/.vae.lock").exists()
+    assert run_script(*command, cwd=tmp_path).returncode == 0
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def snapshot(folder: Path) -> dict:
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and "tensorboard" not in p.parts and p.suffix not in (".log", ".lock")
+    }
+
+
+def missing(tmp_path):
+    shutil.rmtree(tmp_path / "data")
+
+
+def empty(tmp_path):
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "data").mkdir()
+
+
+def one_episode(tmp_path):
+    shutil.rmtree(tmp_path / "data" / "thread_1")
+
+
+def all_damaged(tmp_path):
+    for path in (tmp_path / "data").rglob("*.npz"):
+        path.write_bytes(path.read_bytes()[:500])
+
+
+def truncated_vae(tmp_path):
+    path = tmp_path / "exp/vae/best.tar"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def hostile_vae(tmp_path):
+    torch.save({"state_dict": Payload(tmp_path / "ran")}, tmp_path / "exp/vae/best.tar")
+
+
+def smaller_vae(tmp_path):
+    from models.vae import VAE
+
+    save_checkpoint(tmp_path / "exp/vae/best.tar", {"state_dict": VAE(16).state_dict()})
+
+
+def no_mdrnn(tmp_path):
+    shutil.rmtree(tmp_path / "exp/mdrnn")
+
+
+def hostile_controller(tmp_path):
+    torch.save({"state_dict": Payload(tmp_path / "ran")}, tmp_path / "exp/ctrl/best.tar")
+
+
+def rootdir_is_a_file(tmp_path):
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "data").write_text("")
+
+
+def logdir_is_a_file(tmp_path):
+    shutil.rmtree(tmp_path / "exp")
+    (tmp_path / "exp").write_text("")
+
+
+def video_is_a_folder(tmp_path):
+    (tmp_path / "taken.mp4").mkdir()
+
+
+def nothing(tmp_path):
+    pass
+
+
+# No GPU, no display, no progress bars.
+NOBODY = {"CUDA_VISIBLE_DEVICES": "", "DISPLAY": "", "TQDM_DISABLE": "1"}
+VAE_RUN = ["trainvae.py", *SMALL_VAE, "--logdir", "exp", "--rootdir", "data", "--epochs", 1]
+RNN_RUN = ["trainmdrnn.py", *SMALL_RNN, "--logdir", "exp", "--rootdir", "data", "--epochs", 1]
+CTRL_RUN = ["traincontroller.py", "--logdir", "exp", "--max-generations", 1]
+TEST_RUN = ["test_controller.py", "--logdir", "exp"]
+MAKE_RUN = ["data/generation_script.py", "--rootdir", "data", "--rollouts", 1]
+
+MISTAKES = [
+    (missing, VAE_RUN, "--rootdir data does not exist.*generation_script"),
+    (empty, VAE_RUN, "no usable episode.*generation_script"),
+    (one_episode, VAE_RUN, "at least two"),
+    (one_episode, RNN_RUN, "at least two"),
+    (all_damaged, VAE_RUN, "no usable episode"),
+    (rootdir_is_a_file, VAE_RUN, "data"),
+    (rootdir_is_a_file, MAKE_RUN, "data"),
+    (logdir_is_a_file, VAE_RUN, "exp"),
+    (nothing, MAKE_RUN, "did not make"),
+    (truncated_vae, RNN_RUN, "vae/best.tar is damaged"),
+    (truncated_vae, CTRL_RUN, "vae/best.tar is damaged"),
+    (hostile_vae, VAE_RUN, "vae/best.tar.*nothing in it was run"),
+    (hostile_vae, TEST_RUN, "vae/best.tar.*nothing in it was run"),
+    (hostile_controller, TEST_RUN, "ctrl/best.tar.*nothing in it was run"),
+    (smaller_vae, RNN_RUN, "another model.*size mismatch"),
+    (no_mdrnn, CTRL_RUN, "python trainmdrnn.py --logdir exp"),
+    (video_is_a_folder, [*TEST_RUN, "--video", "taken.mp4"], "taken.mp4"),
+    (nothing, [*VAE_RUN, "--epochs", 0], "--epochs.*at least 1"),
+    (nothing, [*VAE_RUN, "--batch-size", -3], "--batch-size.*at least 1"),
+    (nothing, [*VAE_RUN, "--learning-rate", "nan"], "--learning-rate"),
+    (nothing, [*VAE_RUN, "--device", "cuda:7"], "cuda:7"),
+    (nothing, [*VAE_RUN, "--device", "abacus"], "abacus"),
+    (nothing, [*RNN_RUN, "--seq-len", 500], "--seq-len 500"),
+    (nothing, [*CTRL_RUN, "--pop-size", 1], "--pop-size.*at least 2"),
+    (nothing, [*CTRL_RUN, "--n-samples", 0], "--n-samples.*at least 1"),
+    (nothing, [*CTRL_RUN, "--sigma", 0], "--sigma.*above 0"),
+    (nothing, [*MAKE_RUN, "--rollouts", 0], "--rollouts.*at least 1"),
+    (nothing, [*MAKE_RUN, "--threads", "many"], "--threads.*whole number"),
+]
+
+
+@pytest.mark.parametrize("spoil, command, message", MISTAKES)
+def test_a_mistake_is_one_line_and_destroys_nothing(spoil, command, message, tmp_path):
+    write_dataset(tmp_path / "data", [30, 30])
+    make_experiment(tmp_path / "exp")
+    spoil(tmp_path)
+    before = snapshot(tmp_path)
+    done = run_script(*command, cwd=tmp_path, env=os.environ | NOBODY)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.strip().splitlines() if "Warning" not in line]
+    lines = [line for line in lines if not line.startswith("  ")]  # the source of a warning
+    assert len(lines) == 1 and re.search(message, lines[0]), done.stderr
+    assert not (tmp_path / "ran").exists()
+    after = snapshot(tmp_path)
+    assert {path: after.get(path) for path in before} == before
+
+
+def test_full_disk_while_a_checkpoint_is_written(tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    data = write_dataset(tmp_path / "data", [20, 20])
+    command = [*SMALL_VAE, "--logdir", "exp", "--rootdir", str(data), "--epochs"]
+    run_script("trainvae.py", *command, 1, cwd=tmp_path).check_returncode()
+    before = snapshot(tmp_path / "exp")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "trainvae.py"), *map(str, command), "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
+    )
+    assert done.returncode == 2 and "could not be written" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert snapshot(tmp_path / "exp") == before
+    again = run_script("trainvae.py", *command, 2, cwd=tmp_path)
+    assert again.returncode == 0 and "continuing after epoch 1" in again.stdout
+
+
+def test_full_disk_while_an_episode_is_written(tmp_path):
+    command = [sys.executable, str(ROOT / "data/generation_script.py"), "--rollouts", "2"]
+    done = subprocess.run(
+        [*command, "--rootdir", "data", "--threads", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5)),
+    )
+    assert done.returncode == 2 and "could not be written" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    with pytest.raises(UserError, match="no usable episode"):
+        list_episodes(tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("*.tmp"))
+
+
+def test_nan_weights_end_in_one_line(tmp_path):
+    """V whose weights are NaN: M's training stops at once, and keeps nothing broken."""
+    data = write_dataset(tmp_path / "data", [30, 30])
+    make_experiment(tmp_path / "exp")
+    shutil.rmtree(tmp_path / "exp/mdrnn")
+    state = load_checkpoint(tmp_path / "exp/vae/best.tar")
+    state["state_dict"]["encoder.fc_mu.bias"][:] = np.nan
+    save_checkpoint(tmp_path / "exp/vae/best.tar", state)
+    done = run_script(
+        "trainmdrnn.py", *SMALL_RNN, "--logdir", "exp", "--rootdir", data, cwd=tmp_path
+    )
+    assert done.returncode == 2 and "loss became nan" in done.stderr
+    assert not (tmp_path / "exp/mdrnn/checkpoint.tar").exists()
