@@ -59,6 +59,7 @@ def run_epoch(
     model: MDRNN,
     loader: WindowLoader,
     generator: np.random.Generator,
+    precision: torch.dtype,
     include_reward: bool,
     label: str,
     optimizer: torch.optim.Optimizer | None = None,
@@ -75,9 +76,10 @@ def run_epoch(
     ):
         for batch, window in enumerate(loader.epoch(generator)):
             # z is drawn from V's posterior afresh each time, so that M cannot overfit to one.
-            z = sample_latent(window["mu"], window["logsigma"])
-            next_z = sample_latent(window["next_mu"], window["next_logsigma"])
-            prediction = model(window["actions"], z)
+            latents = sample_latent(window["mu"], window["logsigma"])
+            z, next_z = latents[:-1], latents[1:]
+            with torch.autocast(z.device.type, precision, enabled=precision != torch.float32):
+                prediction = model(window["actions"], z)
             terms = mdrnn_losses(
                 prediction, next_z, window["rewards"], window["terminals"], include_reward
             )
@@ -107,7 +109,7 @@ def train(args: Namespace) -> None:
     vae_path = stage_weights(args.logdir, "vae", "python trainvae.py")
     device = choose_device(args.device)
     precision = fast_precision(device)
-    print(describe(device, precision) + " for V, float32 for M")
+    print(describe(device, precision))
     files = list_episodes(args.rootdir)
     split_episodes(files)  # too few are an error before anything is encoded
 
@@ -149,8 +151,9 @@ def train(args: Namespace) -> None:
             break
         generator = seed_epoch(args.seed, epoch)
         label = f"epoch {epoch}"
-        train = run_epoch(model, train_loader, generator, args.include_reward, label, optimizer)
-        test = run_epoch(model, test_loader, generator, args.include_reward, f"{label} test")
+        how = (generator, precision, args.include_reward)
+        train = run_epoch(model, train_loader, *how, label, optimizer)
+        test = run_epoch(model, test_loader, *how, f"{label} test")
         scheduler.step(test["loss"])
         stopping.step(test["loss"])
         save_epoch(folder, epoch, test["loss"], model, optimizer, scheduler, stopping, options)

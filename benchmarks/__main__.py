@@ -1,8 +1,11 @@
 """python -m benchmarks: measure the stages and print a table."""
 
+import os
+
+os.environ["TQDM_DISABLE"] = "1"  # before anything imports tqdm, here and in child processes
+
 import importlib
 import json
-import os
 import platform
 import sys
 from pathlib import Path
@@ -90,7 +93,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.plot and "growth" not in args.only:
         raise UserError("--plot draws the stage growth; add it to --only")
-    os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported, here and in child processes
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     rows: list[Row] = []

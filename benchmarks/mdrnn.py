@@ -32,11 +32,13 @@ def measure() -> list[Row]:
     model, optimizer = trainer()
 
     def ours() -> int:
-        run_epoch(model, loader, np.random.default_rng(0), False, "train", optimizer)
+        generator = np.random.default_rng(0)
+        run_epoch(model, loader, generator, precision, False, "train", optimizer)
         return transitions
 
     def train_on(model, optimizer, z, next_z, window) -> None:
-        prediction = model(window["actions"], z)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            prediction = model(window["actions"], z)
         terms = mdrnn_losses(prediction, next_z, window["rewards"], window["terminals"], False)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
@@ -44,7 +46,8 @@ def measure() -> list[Row]:
 
     bare_model, bare_optimizer = trainer()
     window = next(loader.epoch(np.random.default_rng(1)))
-    z, next_z = (sample_latent(window[f"{p}mu"], window[f"{p}logsigma"]) for p in ("", "next_"))
+    drawn = sample_latent(window["mu"], window["logsigma"])
+    z, next_z = drawn[:-1], drawn[1:]
     steps = -(-transitions // (BATCH_SIZE * SEQ_LEN))
 
     def bare() -> int:

@@ -65,21 +65,23 @@ def encode_episodes(
     bad = []
     with (
         tqdm(total=sum(f.length for f in missing), unit="frame", desc="encoding") as bar,
-        ThreadPoolExecutor(1) as reader,
+        ThreadPoolExecutor(1) as disk,  # reads the next episode and writes the last one's latents
     ):
-        coming = reader.submit(read_episode, missing[0].path)
+        coming, written = disk.submit(read_episode, missing[0].path), []
         for i, file in enumerate(missing):
             current = coming
             error = current.exception()
             if i + 1 < len(missing):
-                coming = reader.submit(read_episode, missing[i + 1].path)
+                coming = disk.submit(read_episode, missing[i + 1].path)
             if isinstance(error, BadEpisode):
                 bad.append((file.name, str(error)))
                 continue
             latent = _encode(current.result(), encoder, device, precision)
-            _write_cached(cache / file.name, file.path, latent)
+            written.append(disk.submit(_write_cached, cache / file.name, file.path, latent))
             latents[file.name] = latent
             bar.update(len(latent.mu))
+        for write in written:
+            write.result()  # raises what went wrong
     if bad:
         warn_skipped(bad)
     return latents

@@ -155,13 +155,12 @@ class WindowLoader:
                 f"(the longest has {self.lengths.max(initial=0)} frames)"
             )
 
-        def joined(key: str) -> Tensor:
-            array = np.concatenate([getattr(e, key) for e in episodes])
-            return torch.from_numpy(array.astype(np.float32)).to(device)
-
-        self.mu, self.logsigma = joined("mu"), joined("logsigma")
-        self.actions, self.rewards = joined("actions"), joined("rewards")
-        self.terminals = joined("terminals")
+        # All of a frame in one row (N, 69), so that a window is one look-up.
+        frames = [
+            np.column_stack([e.mu, e.logsigma, e.actions, e.rewards, e.terminals]) for e in episodes
+        ]
+        self.table = torch.from_numpy(np.concatenate(frames).astype(np.float32)).to(device)
+        self.sizes = [episodes[0].mu.shape[1], episodes[0].logsigma.shape[1], 3, 1, 1]
 
     def starts(self, generator: np.random.Generator) -> np.ndarray:
         """First frame of each window of an epoch, (W,), counted through all episodes."""
@@ -180,23 +179,23 @@ class WindowLoader:
         return generator.permutation(windows) if self.shuffle else windows
 
     def epoch(self, generator: np.random.Generator) -> Iterator[dict[str, Tensor]]:
-        """Batches of windows, each value (seq_len, B, ...); the last one may be smaller.
+        """Batches of windows; the last one may be smaller.
 
-        Keys: `mu` and `logsigma` of frame t, `actions` taken on it (t + 1 in the episode
-        format), and `next_mu`, `next_logsigma`, `rewards` and `terminals` of frame t + 1.
+        Keys: `mu` and `logsigma` (seq_len + 1, B, 32) of all frames of a window, and of each
+        transition from frame t to t + 1 the `actions` (seq_len, B, 3), taken on frame t and
+        stored with t + 1, and the `rewards` and `terminals` (seq_len, B) of t + 1.
         """
-        device = self.mu.device
+        device = self.table.device
         starts = torch.from_numpy(self.starts(generator)).to(device)
-        steps = torch.arange(self.seq_len, device=device)[:, None]
+        steps = torch.arange(self.seq_len + 1, device=device)[:, None]
         for begin in range(0, len(starts), self.batch_size):
-            now = starts[None, begin : begin + self.batch_size] + steps
-            after = now + 1
+            rows = starts[None, begin : begin + self.batch_size] + steps
+            window = self.table.index_select(0, rows.flatten()).view(*rows.shape, -1)
+            mu, logsigma, actions, rewards, terminals = window.split(self.sizes, dim=-1)
             yield {
-                "mu": self.mu[now],
-                "logsigma": self.logsigma[now],
-                "actions": self.actions[after],
-                "next_mu": self.mu[after],
-                "next_logsigma": self.logsigma[after],
-                "rewards": self.rewards[after],
-                "terminals": self.terminals[after],
+                "mu": mu,
+                "logsigma": logsigma,
+                "actions": actions[1:],
+                "rewards": rewards[1:, :, 0],
+                "terminals": terminals[1:, :, 0],
             }

@@ -1,5 +1,6 @@
 """M: an LSTM with a mixture density output (paper, section 2.2 and appendix A.2)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -47,8 +48,11 @@ class MDRNN(nn.Module):
         return self.predict(hidden)
 
     def predict(self, hidden: Tensor) -> Prediction:
-        """Hidden states (..., 256) -> the mixture over the next z, its reward and terminal."""
-        out = self.gmm_linear(hidden)
+        """Hidden states (..., 256) -> the mixture over the next z, its reward and terminal.
+
+        In float32 whatever the precision before, because likelihoods need it.
+        """
+        out = self.gmm_linear(hidden).float()
         k, size = self.mixtures, self.mixtures * self.latent_size
         shape = (*hidden.shape[:-1], k, self.latent_size)
         return Prediction(
@@ -81,11 +85,12 @@ def mixture_nll(prediction: Prediction, target: Tensor) -> Tensor:
     one weight a component for all dimensions (Bishop 1994, eq. 22 and 23). The sum over k is
     taken in the log domain, so that far targets give a large loss instead of inf.
     """
-    # Without validation, which is slow and would hide the name of the stage that met a NaN.
-    normal = torch.distributions.Normal(
-        prediction.mu, prediction.logsigma.exp(), validate_args=False
+    deviations = (target.unsqueeze(-2) - prediction.mu) * (-prediction.logsigma).exp()
+    log_components = -(  # (T, N, K)
+        0.5 * deviations.square().sum(-1)
+        + prediction.logsigma.sum(-1)
+        + 0.5 * target.shape[-1] * math.log(2 * math.pi)
     )
-    log_components = normal.log_prob(target.unsqueeze(-2)).sum(-1)  # (T, N, K)
     return -torch.logsumexp(prediction.logpi + log_components, dim=-1).mean()
 
 

@@ -198,7 +198,7 @@ def numbered_latents(length, first):
         np.zeros((length, 32), np.float32),
         np.tile(t[:, None], (1, 3)),
         t,
-        np.zeros(length, bool),
+        t == 49,
     )
 
 
@@ -207,12 +207,14 @@ def test_windows_pair_each_latent_with_the_next_action_reward_and_latent():
     loader = WindowLoader(episodes, 2, 8, CPU, shuffle=True)
     seen, windows, sizes = set(), 0, []
     for batch in loader.epoch(np.random.default_rng(0)):
-        now = batch["mu"][..., 0]
-        assert batch["mu"].shape == (8, now.shape[1], 32)
-        assert (now[1:] == now[:-1] + 1).all()  # a window is of one episode, without gaps
-        for key in ("next_mu", "actions"):
-            assert (batch[key][..., 0] == now + 1).all()
-        assert (batch["rewards"] == now + 1).all()
+        frames = batch["mu"][..., 0]
+        assert batch["mu"].shape == batch["logsigma"].shape == (9, frames.shape[1], 32)
+        assert (frames[1:] == frames[:-1] + 1).all()  # a window is of one episode, without gaps
+        now, after = frames[:-1], frames[1:]
+        assert batch["actions"].shape == (8, frames.shape[1], 3)
+        assert (batch["actions"] == after[..., None]).all()
+        assert (batch["rewards"] == after).all() and not batch["logsigma"].any()
+        assert (batch["terminals"] == (after == 49)).all()
         seen |= set(now.flatten().tolist())
         windows += now.shape[1]
         sizes.append(now.shape[1])
@@ -223,7 +225,7 @@ def test_windows_pair_each_latent_with_the_next_action_reward_and_latent():
 def test_unshuffled_windows_cover_every_transition_and_the_last_batch_counts():
     episodes = [numbered_latents(50, 0), numbered_latents(33, 2000)]
     loader = WindowLoader(episodes, 4, 8, CPU, shuffle=False)
-    batches = [b["mu"][..., 0] for b in loader.epoch(np.random.default_rng(0))]
+    batches = [b["mu"][:-1, :, 0] for b in loader.epoch(np.random.default_rng(0))]
     assert [b.shape[1] for b in batches] == [4, 4, 3]
     seen = set(torch.cat([b.flatten() for b in batches]).tolist())
     assert seen == set(range(49)) | set(range(2000, 2032))
