@@ -92,7 +92,9 @@ def _encode(
     episode: Episode, encoder: Encoder, device: torch.device, precision: torch.dtype
 ) -> LatentEpisode:
     mus, logsigmas = [], []
-    for frames in torch.from_numpy(episode.observations).split(BATCH_SIZE):
+    # Equal parts: a last one of another size would cost a second set of prepared kernels.
+    parts = -(-len(episode.observations) // BATCH_SIZE)
+    for frames in torch.from_numpy(episode.observations).tensor_split(parts):
         mu, logsigma = encoder(pixels_to_unit(frames.to(device), precision))
         mus.append(mu.float().cpu())
         logsigmas.append(logsigma.float().cpu())
