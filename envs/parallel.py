@@ -13,6 +13,7 @@ from models.agent import Agent
 from models.mdrnn import MDRNN
 from models.vae import Encoder
 from utils.checkpoint import load_weights, stage_weights
+from utils.cli import UserError
 from utils.learning import choose_device, fast_precision, weights_digest
 from utils.workers import WorkerPool, available_cores
 
@@ -63,11 +64,17 @@ def setup_worker(index: int, logdir: Path, simulator: str, device: str, workers:
 
     def work(unit: Rollouts, report: Callable) -> tuple[np.ndarray, np.ndarray]:
         n = len(unit.seeds)
-        environments = make_simulator(simulator, unit.seeds, threads)
         policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
-        result = play(environments, n, n, policy, watch)
-        environments.close()
-        return result
+        environments = make_simulator(simulator, unit.seeds, threads)
+        try:
+            return play(environments, n, n, policy, watch)
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(
+                f"{chosen} has not enough memory for worker {index} of {workers}; "
+                "use a smaller --max-workers, or more GPUs in CUDA_VISIBLE_DEVICES"
+            ) from error
+        finally:
+            environments.close()
 
     return work
 

@@ -61,7 +61,10 @@ class AgentPolicy:
 
     def __call__(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
         rows = torch.from_numpy(ids).to(self.agent.device)
-        seen = torch.from_numpy(np.ascontiguousarray(frames)).to(self.agent.device)
+        seen = torch.from_numpy(np.ascontiguousarray(frames))
+        if self.agent.device.type == "cuda":  # pinned, so that the copy does not hold up the CPU
+            seen = seen.pin_memory()
+        seen = seen.to(self.agent.device, non_blocking=True)
         actions, h, c = self.agent.step(seen, self.parameters[rows], self.h[rows], self.c[rows])
         self.h[rows], self.c[rows] = h, c
         return actions.cpu().numpy()

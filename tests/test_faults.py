@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, make_experiment, run_script, write_dataset
 
 from data.episodes import list_episodes
+from traincontroller import worst_for_nan
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
 from utils.files import exclusive
@@ -347,6 +348,14 @@ def test_full_disk_while_an_episode_is_written(tmp_path):
     with pytest.raises(UserError, match="no usable episode"):
         list_episodes(tmp_path / "data")
     assert not list((tmp_path / "data").rglob("*.tmp"))
+
+
+def test_a_candidate_with_a_nan_return_gets_the_worst_fitness(capsys):
+    returns = np.array([[10.0, 20.0], [np.nan, 900.0], [-30.0, -10.0]])
+    np.testing.assert_array_equal(worst_for_nan(returns), [15, -20, -20])
+    assert "1 candidates" in capsys.readouterr().out
+    with pytest.raises(UserError, match="every candidate"):
+        worst_for_nan(np.full((2, 2), np.nan))
 
 
 def test_nan_weights_end_in_one_line(tmp_path):

@@ -11,7 +11,7 @@ from utils.cli import UserError
 from utils.evolution import Evolution
 from utils.files import atomic_write
 from utils.learning import EarlyStopping, seed_epoch
-from utils.workers import WorkerError, WorkerPool
+from utils.workers import Refused, WorkerError, WorkerPool
 
 
 def test_checkpoint_round_trip_without_leftovers(tmp_path):
@@ -147,6 +147,8 @@ def setup_squares(index, marks):
             raise ValueError("a bad moment")
         if kind == "raises":
             raise ValueError("never any good")
+        if kind == "refused":
+            raise Refused("the disk is full")
         if kind == "slow":
             time.sleep(60)
         report(value)
@@ -177,6 +179,14 @@ def test_pool_gives_up_with_the_workers_own_traceback(tmp_path):
         list(pool.run([("raises", 1)]))
     for process, _ in pool._workers:
         assert not process.is_alive()
+
+
+def test_pool_does_not_try_again_what_a_worker_refuses(tmp_path):
+    with (
+        WorkerPool(2, setup_squares, (tmp_path,), tmp_path / "logs") as pool,
+        pytest.raises(Refused, match="the disk is full"),
+    ):
+        list(pool.run([("fine", 1), ("refused", 1), ("fine", 2)]))
 
 
 def setup_broken(index):
