@@ -70,7 +70,7 @@ def plot(rows: list[Row], path: Path) -> None:
         raise UserError("--plot needs matplotlib; pip install matplotlib") from None
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     for axis, word in zip(axes, ("workers", "environments a worker", "episodes"), strict=True):
-        chosen = [r for r in rows if r.stage.endswith(word)]
+        chosen = [r for r in rows if r.stage.endswith(word) and r.unit != "MiB"]
         x = [int(r.stage.split(", ")[1].split()[0]) for r in chosen]
         axis.plot(x, [r.ours for r in chosen], marker="o")
         axis.set(xlabel=word, ylabel=chosen[0].unit, ylim=(0, None), xticks=x)
