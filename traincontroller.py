@@ -86,6 +86,13 @@ def parse_arguments() -> argparse.Namespace:
         default=available_cores(),
         help="worker processes at most; worker i computes on GPU i modulo the visible GPUs",
     )
+    parser.add_argument(
+        "--patience",
+        type=natural_int,
+        default=0,
+        help="in training, end a rollout without a new tile for so many steps and book the rest "
+        "of its steps at -0.1 each; 0: never. Evaluations always run in full",
+    )
     add_seed(parser, "candidates and training tracks")
     add_simulator(parser)
     add_device(parser)
@@ -163,6 +170,7 @@ def train(args: argparse.Namespace) -> None:
         "pop-size": args.pop_size,
         "n-samples": args.n_samples,
         "sigma": args.sigma,
+        "patience": args.patience,
         "seed": args.seed,
         "simulator": simulator,
     }
@@ -245,7 +253,7 @@ def run_generation(
         disable=not args.display,
         leave=False,
     ) as bar:
-        returns, lengths = run_rollouts(pool, candidates, tracks, bar.update)
+        returns, lengths = run_rollouts(pool, candidates, tracks, bar.update, args.patience)
     fitness = worst_for_nan(returns)
     evolution.tell(candidates, fitness)
     seconds = time.monotonic() - start

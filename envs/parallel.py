@@ -27,6 +27,7 @@ class Rollouts(NamedTuple):
 
     parameters: np.ndarray  # (n, 867) float32
     seeds: list[int]
+    patience: int  # see envs.rollouts.play
 
 
 def load_agent(logdir: Path, device: torch.device, precision: torch.dtype) -> Agent:
@@ -67,7 +68,7 @@ def setup_worker(index: int, logdir: Path, simulator: str, device: str, workers:
         policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
         environments = make_simulator(simulator, unit.seeds, threads)
         try:
-            return play(environments, n, n, policy, watch)
+            return play(environments, n, n, policy, watch, unit.patience)
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"{chosen} has not enough memory for worker {index} of {workers}; "
@@ -93,6 +94,7 @@ def run_rollouts(
     parameters: np.ndarray,
     seeds: list[int],
     progress: Callable[[int], None] | None = None,
+    patience: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Drive each of m controllers (m, 867) on each of k tracks.
 
@@ -104,7 +106,11 @@ def run_rollouts(
     size = min(UNIT, -(-len(pairs) // len(pool)))
     shares = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     units = [
-        Rollouts(parameters[[i for i, _ in share]].astype(np.float32), [seeds[j] for _, j in share])
+        Rollouts(
+            parameters[[i for i, _ in share]].astype(np.float32),
+            [seeds[j] for _, j in share],
+            patience,
+        )
         for share in shares
     ]
     returns, lengths = np.empty((m, k)), np.empty((m, k), np.int64)

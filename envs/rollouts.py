@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from envs.simulator import MAX_STEPS
 from models.agent import Agent
 
 # (episodes (n,), frames (n, H, W, 3) uint8) -> actions (n, 3) float32
@@ -14,16 +15,23 @@ Watcher = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, 
 
 
 def play(
-    simulator, n: int, slots: int, policy: Policy, watch: Watcher | None = None
+    simulator,
+    n: int,
+    slots: int,
+    policy: Policy,
+    watch: Watcher | None = None,
+    patience: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Play the n episodes of a simulator, at most `slots` at a time, in lockstep.
 
     A slot whose episode ended takes the next one at once. Which episodes run together
     depends on their lengths alone, so the same call gives the same returns.
     Returns the returns (n,) float64 and the lengths (n,) int64 of the episodes, in frames.
-    An episode in which an action or a reward is NaN or infinite ends there and returns NaN.
+    With `patience`, an episode without a new tile for so many steps ends, and its steps up
+    to the time limit are booked at -0.1 each. An episode in which an action or a reward is NaN or infinite ends there and returns NaN.
     """
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
+    last_tile = np.zeros(n, np.int64)  # the step of an episode's last positive reward
     ids = np.arange(min(n, slots))
     started = len(ids)
     frames = simulator.reset(ids)
@@ -35,9 +43,14 @@ def play(
         rewards[failed] = np.nan
         returns[ids] += rewards
         lengths[ids] += 1
+        last_tile[ids[rewards > 0]] = lengths[ids[rewards > 0]]
         if watch is not None:
             watch(ids, actions, frames, rewards, terminated, truncated)
         going = ~(terminated | truncated | failed)
+        if patience:
+            stuck = going & (lengths[ids] - last_tile[ids] >= patience)
+            returns[ids[stuck]] -= 0.1 * (MAX_STEPS - lengths[ids[stuck]])
+            going &= ~stuck
         if not going.all():
             new = np.arange(started, min(n, started + int((~going).sum())))
             started += len(new)

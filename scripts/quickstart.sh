@@ -22,7 +22,8 @@ python trainmdrnn.py --logdir "$logdir" --rootdir "$logdir/data" --epochs 6 --de
 
 stage "4/5 C: the controller"
 python traincontroller.py --logdir "$logdir" --device cpu --display \
-    --pop-size 16 --n-samples 2 --max-generations 10 --eval-every 5 --eval-rollouts 16
+    --pop-size 32 --n-samples 2 --patience 100 \
+    --max-generations 15 --eval-every 5 --eval-rollouts 16
 
 stage "5/5 test: tracks that no training has seen"
 score() {

@@ -137,6 +137,21 @@ def test_play_counts_each_step_once_and_refills_the_slots():
     assert environments.most == 3
 
 
+def test_patience_ends_a_rollout_and_books_its_other_steps():
+    class Stuck(CountingSimulator):
+        """A tile every second step up to step 6 in episode 0, none in episode 1."""
+
+        def step(self, ids, actions):
+            frames, _, ended, truncated = super().step(ids, actions)
+            tile = [i == 0 and self.steps[i] % 2 == 0 and self.steps[i] <= 6 for i in ids]
+            return frames, np.where(tile, 2.9, -0.1).astype(np.float32), ended, truncated
+
+    returns, lengths = play(Stuck([1000, 1000]), 2, 2, stand_still, patience=5)
+    np.testing.assert_array_equal(lengths, [11, 5])
+    # As if each had stood still for the rest of its 1000 steps.
+    np.testing.assert_allclose(returns, [3 * 3 - 100, -100], atol=1e-4)
+
+
 def test_play_ends_an_episode_whose_action_is_nan():
     def policy(ids, frames):
         actions = np.zeros((len(ids), 3), np.float32)
