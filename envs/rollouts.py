@@ -28,7 +28,8 @@ def play(
     depends on their lengths alone, so the same call gives the same returns.
     Returns the returns (n,) float64 and the lengths (n,) int64 of the episodes, in frames.
     With `patience`, an episode without a new tile for so many steps ends, and its steps up
-    to the time limit are booked at -0.1 each. An episode in which an action or a reward is NaN or infinite ends there and returns NaN.
+    to the time limit are booked at -0.1 each. An episode in which an action or a reward is
+    NaN or infinite ends there and returns NaN.
     """
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
     last_tile = np.zeros(n, np.int64)  # the step of an episode's last positive reward
