@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT, make_experiment, run_script, write_dataset
@@ -160,11 +161,8 @@ def test_a_killed_worker_changes_nothing(tmp_path):
     deadline = time.monotonic() + 120
     while not (log.exists() and "first step" in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    children = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
-    ).stdout
-    victim = next(line for line in children.splitlines() if "spawn_main" in line).split()[0]
-    os.kill(int(victim), 9)
+    children = psutil.Process(process.pid).children()
+    next(child for child in children if "spawn_main" in " ".join(child.cmdline())).kill()
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "killed by SIGKILL" in errors
     pattern = r"generation \d: return mean \S+, best \S+, worst \S+, sigma \S+"

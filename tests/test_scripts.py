@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT, run_script, write_dataset
@@ -194,15 +195,13 @@ def test_controller_stops_at_the_target(experiment, tmp_path):
     assert done.returncode == 0 and "target reached" in done.stdout
 
 
-def alive(pid):
+def alive(process):
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().split()[2] != "Z"
-    except FileNotFoundError:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ctrl_c_ends_cleanly_and_keeps_the_last_generation(experiment, tmp_path):
     shutil.rmtree(experiment / "ctrl")
     command = [sys.executable, str(ROOT / "traincontroller.py"), "--logdir", str(experiment)]
@@ -220,17 +219,15 @@ def test_ctrl_c_ends_cleanly_and_keeps_the_last_generation(experiment, tmp_path)
         if line.startswith("generation 1:"):
             break
     time.sleep(1)
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
-    ).stdout.split()
+    children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does it
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
     deadline = time.monotonic() + 10  # multiprocessing's own tracker takes a moment
-    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
+    while any(alive(child) for child in children) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(alive(pid) for pid in children)
+    assert not any(alive(child) for child in children)
     state = load_checkpoint(experiment / "ctrl/checkpoint.tar")["state"]
     assert state["generation"] >= 1
 
