@@ -12,11 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from envs.parallel import load_agent, run_rollouts, start_workers
+from envs.parallel import (
+    agent_digest,
+    load_agent,
+    load_controller,
+    run_rollouts,
+    start_workers,
+)
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import GymnasiumSimulator, choose_simulator
 from envs.tracks import track_seeds
 from envs.viewer import VIDEO_SUFFIXES, Video, has_display
+from models.agent import PAPER
 from models.controller import Controller
 from models.vae import VAE
 from utils.checkpoint import load_weights, stage_weights
@@ -92,16 +99,23 @@ def choose_view(args: Namespace) -> Path | str | None:
 def main() -> None:
     args = parse_arguments()
     device = choose_device(args.device)
-    agent = load_agent(args.logdir, device, fast_precision(device))
     if args.untrained:
         torch.manual_seed(args.seed)
-        controller = Controller()
+        controller, driving = Controller(), PAPER
         print(f"controller: random weights (--untrained, seed {args.seed})")
     else:
         path = stage_weights(args.logdir, "ctrl", "python traincontroller.py")
-        controller = Controller()
-        state = load_weights(controller, path)
-        print(f"controller: {path}, generation {state.get('epoch', '?')}")
+        controller, driving, state = load_controller(path)
+        variant = "".join(
+            f", {name} {value}"
+            for name, value in driving._asdict().items()
+            if value != getattr(PAPER, name)
+        )
+        print(f"controller: {path}, generation {state.get('epoch', '?')}{variant}")
+        trained_with = state.get("about", {}).get("models")
+        if trained_with not in (None, agent_digest(args.logdir, driving)):
+            print("note: V or M are not those that this controller was trained with")
+    agent = load_agent(args.logdir, device, fast_precision(device), driving)
     view = choose_view(args)
     # Viewing is Gymnasium's alone; without it, auto may take the faster simulator.
     if args.simulator == "auto" and view is not None:
@@ -119,7 +133,8 @@ def main() -> None:
         print(f"episode {number + 1}: return {returns[-1]:.1f}", flush=True)
     rest = seeds[watched:]
     if rest:
-        with start_workers(args.logdir, simulator, device, args.max_workers, len(rest)) as pool:
+        workers = min(args.max_workers, len(rest))
+        with start_workers(args.logdir, simulator, device, workers, len(rest), driving) as pool:
             scored = run_rollouts(pool, parameters.numpy(), rest)[0][0]
         for number, value in enumerate(scored, start=watched + 1):
             print(f"episode {number}: return {value:.1f}")

@@ -17,14 +17,19 @@ import torch
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from envs.parallel import agent_digest, load_agent, run_rollouts, start_workers
+from envs.parallel import (
+    agent_digest,
+    load_controller,
+    new_controller,
+    run_rollouts,
+    start_workers,
+)
 from envs.simulator import choose_simulator
 from envs.tracks import track_seeds
-from models.controller import PARAMETERS, Controller
+from models.agent import Driving
 from utils.checkpoint import (
     check_options,
     load_checkpoint,
-    load_weights,
     save_checkpoint,
     set_aside,
 )
@@ -45,6 +50,9 @@ from utils.evolution import Evolution
 from utils.files import exclusive
 from utils.learning import choose_device, fast_precision
 from utils.workers import WorkerPool, available_cores
+
+# Of the running average of the distribution's means: about the last ten generations.
+AVERAGE = 0.9
 
 
 def population(text: str) -> int:
@@ -93,6 +101,43 @@ def parse_arguments() -> argparse.Namespace:
         help="in training, end a rollout without a new tile for so many steps and book the rest "
         "of its steps at -0.1 each; 0: never. Evaluations always run in full",
     )
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument(
+        "--untrained-mdrnn",
+        action="store_const",
+        dest="memory",
+        const="untrained",
+        default="trained",
+        help="C sees the hidden state of an M with random weights (drawn from --seed)",
+    )
+    memory.add_argument(
+        "--no-mdrnn",
+        action="store_const",
+        dest="memory",
+        const="none",
+        default="trained",
+        help="C sees z alone: 99 parameters instead of 867",
+    )
+    parser.add_argument(
+        "--actions",
+        choices=["clip", "squash"],
+        default="clip",
+        help="clip: C's output is clipped to the action box; squash: tanh of the steering, "
+        "sigmoid of gas and brake, as in the paper",
+    )
+    parser.add_argument(
+        "--diagonal",
+        action="store_true",
+        help="CMA-ES with a diagonal covariance (one step size for each parameter), which is "
+        "learnt a hundred times faster than the full one",
+    )
+    parser.add_argument(
+        "--max-samples",
+        type=natural_int,
+        default=0,
+        help="let the rollouts of each candidate grow from --n-samples up to so many, one more "
+        "after each generation whose differences are mostly noise; 0: never",
+    )
     add_seed(parser, "candidates and training tracks")
     add_simulator(parser)
     add_device(parser)
@@ -106,17 +151,24 @@ def parse_arguments() -> argparse.Namespace:
 class Judge:
     """Evaluates controllers on fixed tracks and keeps the best one in `best.tar`."""
 
-    def __init__(self, path: Path, pool: WorkerPool, tracks: list[int], about: dict):
+    def __init__(
+        self, path: Path, pool: WorkerPool, tracks: list[int], driving: Driving, about: dict
+    ):
         """`about` (plain data) tells under which conditions returns can be compared."""
-        self.path, self.pool, self.tracks, self.about = path, pool, tracks, about
+        self.path, self.pool, self.tracks = path, pool, tracks
+        self.driving, self.about = driving, about
         self.best = -np.inf
 
     def load(self) -> None:
         """Know the best return so far; what was scored under other conditions is scored again."""
         if not self.path.exists():
             return
-        controller = Controller()
-        state = load_weights(controller, self.path)
+        controller, driving, state = load_controller(self.path)
+        if driving != self.driving:
+            raise UserError(
+                f"{self.path} drives with {driving}, not {self.driving}; use --noreload to start "
+                "afresh"
+            )
         if state.get("about") == self.about and "reward" in state:
             self.best = float(state["reward"])
             print(f"{self.path}: best return so far {self.best:.1f}")
@@ -126,12 +178,13 @@ class Judge:
         self.save(controller.flat_parameters().numpy(), returns, int(state.get("epoch", 0)))
 
     def score(self, parameters: np.ndarray, bar: tqdm | None = None) -> np.ndarray:
-        """Controllers (m, 867) -> returns (m, tracks)."""
+        """Controllers (m, P) -> returns (m, tracks)."""
         progress = bar.update if bar is not None else None
         return run_rollouts(self.pool, parameters, self.tracks, progress)[0]
 
     def save(self, parameters: np.ndarray, returns: np.ndarray, generation: int) -> None:
-        controller = Controller().load_flat(torch.from_numpy(parameters.astype(np.float32)))
+        controller = new_controller(self.driving)
+        controller.load_flat(torch.from_numpy(parameters.astype(np.float32)))
         self.best = float(returns.mean())
         save_checkpoint(
             self.path,
@@ -139,6 +192,7 @@ class Judge:
                 "epoch": generation,
                 "reward": self.best,
                 "state_dict": controller.state_dict(),
+                "driving": self.driving._asdict(),
                 "about": self.about,
             },
         )
@@ -156,11 +210,30 @@ def worst_for_nan(returns: np.ndarray) -> np.ndarray:
     return fitness
 
 
+def reliability(returns: np.ndarray) -> float:
+    """The share of the candidates' differences in mean return (m, k) that is not chance.
+
+    Two-way analysis of variance without interaction: what is left of the returns after the
+    means of candidates and of tracks are taken off is noise. 1: no noise; 0: nothing else.
+    0 as well for a single track, of which nothing can be told. NaN rows are left out.
+    """
+    returns = returns[np.isfinite(returns).all(axis=1)]
+    m, k = returns.shape
+    differences = returns.mean(axis=1).var(ddof=1) if m > 1 else 0
+    if k == 1 or differences == 0:
+        return 0.0
+    rest = returns - returns.mean(1, keepdims=True) - returns.mean(0) + returns.mean()
+    noise = (rest**2).sum() / ((m - 1) * (k - 1)) / k
+    return float(np.clip(1 - noise / differences, 0, 1))
+
+
 def train(args: argparse.Namespace) -> None:
     """All generations, from the latest one that is stored."""
     device = choose_device(args.device)
-    agent = load_agent(args.logdir, torch.device("cpu"), torch.float32)  # missing stages end here
-    models = agent_digest(agent)
+    if args.max_samples and args.max_samples < args.n_samples:
+        raise UserError(f"--max-samples {args.max_samples} is below --n-samples {args.n_samples}")
+    driving = Driving(args.memory, args.seed if args.memory == "untrained" else 0, args.actions)
+    models = agent_digest(args.logdir, driving)  # missing stages end here
     simulator = choose_simulator(args.simulator)
 
     folder = args.logdir / "ctrl"
@@ -171,12 +244,26 @@ def train(args: argparse.Namespace) -> None:
         "n-samples": args.n_samples,
         "sigma": args.sigma,
         "patience": args.patience,
+        "memory": args.memory,
+        "actions": args.actions,
+        "diagonal": args.diagonal,
+        "max-samples": args.max_samples,
         "seed": args.seed,
         "simulator": simulator,
     }
-    evolution = Evolution(PARAMETERS, args.sigma, args.pop_size, args.seed)
+    size = new_controller(driving).flat_parameters().numel()
+    evolution = Evolution(size, args.sigma, args.pop_size, args.seed, args.diagonal)
     # What a training goes on from: `champion` is the last generation's best candidate.
-    state = {"generation": 0, "evaluated": 0, "steps": 0, "seconds": 0.0, "champion": None}
+    # `average` is the running average of the search distribution's means.
+    state = {
+        "generation": 0,
+        "evaluated": 0,
+        "steps": 0,
+        "seconds": 0.0,
+        "n-samples": args.n_samples,
+        "champion": None,
+        "average": torch.from_numpy(evolution.mean),
+    }
     checkpoint = folder / "checkpoint.tar"
     if checkpoint.exists():
         stored = load_checkpoint(checkpoint)
@@ -192,15 +279,16 @@ def train(args: argparse.Namespace) -> None:
         state = stored["state"]
         print(f"{checkpoint}: continuing after generation {state['generation']}")
 
-    rollouts = args.pop_size * args.n_samples
+    rollouts = args.pop_size * state["n-samples"]
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state["generation"] + 1)
-    with start_workers(args.logdir, simulator, device, args.max_workers, rollouts) as pool:
+    with start_workers(args.logdir, simulator, device, args.max_workers, rollouts, driving) as pool:
         precision = str(fast_precision(device)).removeprefix("torch.")
         print(f"{len(pool)} workers on {device}, V in {precision}; logs in {args.logdir / 'tmp'}")
         judge = Judge(
             folder / "best.tar",
             pool,
             track_seeds("evaluate", args.eval_rollouts),
+            driving,
             {"simulator": simulator, "eval-rollouts": args.eval_rollouts, "models": models},
         )
         judge.load()
@@ -245,9 +333,10 @@ def run_generation(
     start = time.monotonic()
     candidates = evolution.ask(generation)
     # The same tracks for all candidates, so that luck with tracks does not choose among them.
-    tracks = track_seeds("train", args.n_samples, args.seed, generation)
+    n_samples = state["n-samples"]
+    tracks = track_seeds("train", n_samples, args.seed, generation)
     with tqdm(
-        total=args.pop_size * args.n_samples,
+        total=args.pop_size * n_samples,
         unit="rollout",
         desc=f"generation {generation}",
         disable=not args.display,
@@ -262,6 +351,11 @@ def run_generation(
     state["steps"] += steps
     state["seconds"] += seconds
     state["champion"] = torch.from_numpy(candidates[fitness.argmax()])
+    mean = torch.from_numpy(evolution.mean)
+    state["average"] = AVERAGE * state["average"] + (1 - AVERAGE) * mean
+    if n_samples < args.max_samples and reliability(returns) < 0.5:
+        state["n-samples"] += 1
+        print(f"candidates differ less than by chance: {n_samples + 1} rollouts each from now on")
     print(
         f"generation {generation}: return mean {fitness.mean():.1f}, best {fitness.max():.1f}, "
         f"worst {fitness.min():.1f}, sigma {evolution.sigma:.4f}, {steps / seconds:.0f} steps/s, "
@@ -283,9 +377,17 @@ def run_generation(
 def evaluate(
     judge: Judge, evolution: Evolution, state: dict, display: bool, writer: SummaryWriter
 ) -> None:
-    """Score the mean of the distribution and the best of the generation; keep a record."""
+    """Score the distribution's mean, its running average and the generation's best candidate.
+
+    The best that ever was is kept. The average over some ten generations wanders less than
+    the mean itself, which follows the luck of single tracks.
+    """
     generation = state["generation"]
-    contenders = {"mean": evolution.mean, "champion": state["champion"].numpy()}
+    contenders = {
+        "mean": evolution.mean,
+        "average": state["average"].numpy(),
+        "champion": state["champion"].numpy(),
+    }
     with tqdm(
         total=len(contenders) * len(judge.tracks),
         unit="rollout",

@@ -1,41 +1,86 @@
-"""Play episodes of CarRacing with a random policy, in one process, and write them."""
+"""Play episodes of CarRacing in one process, and write them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from data.episodes import Episode, write_episode
-from data.policies import POLICIES
-from envs.rollouts import play
+from data.policies import RANDOM_POLICIES
+from envs.parallel import load_agent, load_controller
+from envs.rollouts import AgentPolicy, Policy, play
 from envs.simulator import MAX_STEPS, make_simulator
 from envs.tracks import track_seeds
 from utils.frames import SIZE, to_64
+from utils.learning import choose_device, fast_precision
+
+# (episode numbers, seed) -> the policy for these episodes
+PolicyMaker = Callable[[list[int], int], Policy]
+
+
+def random_policy(name: str) -> PolicyMaker:
+    """One of RANDOM_POLICIES; the actions of episode k are drawn from (seed, k)."""
+
+    def make(numbers: list[int], seed: int) -> Policy:
+        # They do not depend on the frames: all are drawn beforehand.
+        plans = np.stack(
+            [RANDOM_POLICIES[name](MAX_STEPS, np.random.default_rng([seed, k])) for k in numbers]
+        )
+        steps = np.zeros(len(numbers), np.int64)
+
+        def act(ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
+            actions = plans[ids, steps[ids]]
+            steps[ids] += 1
+            return actions
+
+        return act
+
+    return make
+
+
+def controller_policy(logdir: Path, noise: float) -> PolicyMaker:
+    """The trained controller of `logdir`, on the CPU.
+
+    Each episode drives with its own variation, as CMA-ES samples candidates: Gaussian noise
+    of this standard deviation, drawn from (seed, k), is added to the weights.
+    """
+    device = choose_device("cpu")
+    controller, driving, _ = load_controller(logdir / "ctrl" / "best.tar")
+    agent = load_agent(logdir, device, fast_precision(device), driving)
+    weights = controller.flat_parameters()
+
+    def make(numbers: list[int], seed: int) -> Policy:
+        draws = [np.random.default_rng([seed, k]).standard_normal(len(weights)) for k in numbers]
+        return AgentPolicy(agent, weights + noise * torch.from_numpy(np.stack(draws)))
+
+    return make
 
 
 def play_episodes(
-    paths: dict[int, Path], policy: str, seed: int, simulator: str, wrote=None
+    paths: dict[int, Path],
+    make_policy: PolicyMaker,
+    seed: int,
+    simulator: str,
+    wrote: Callable[[int, int], None] | None = None,
 ) -> None:
     """Play the episodes numbered by the keys of `paths` together and write each to its path.
 
-    Episode k depends on (policy, seed, simulator, k) alone: its track and its actions are
+    Episode k depends on (policy, seed, simulator, k) alone: its track and its randomness are
     drawn from (seed, k). `wrote(k, T)` is called for each file that is complete.
     """
     numbers = sorted(paths)
     n = len(numbers)
-    # The actions of a random policy do not depend on the frames: all are drawn beforehand.
-    plans = [POLICIES[policy](MAX_STEPS, np.random.default_rng([seed, k])) for k in numbers]
     observations = np.empty((n, MAX_STEPS, SIZE, SIZE, 3), np.uint8)
+    executed = np.empty((n, MAX_STEPS, 3), np.float32)
     rewards = np.empty((n, MAX_STEPS), np.float32)
     terminals = np.zeros((n, MAX_STEPS), bool)
     steps = np.zeros(n, np.int64)
 
-    def act(ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        return np.stack([plans[i][steps[i]] for i in ids])
-
     def watch(ids, actions, frames, step_rewards, terminated, truncated) -> None:
         t = steps[ids]
         observations[ids, t] = to_64(torch.from_numpy(frames)).numpy()
+        executed[ids, t] = actions
         rewards[ids, t] = step_rewards
         terminals[ids, t] = terminated
         steps[ids] += 1
@@ -44,7 +89,7 @@ def play_episodes(
             write_episode(
                 paths[numbers[i]],
                 Episode(
-                    observations[i, :end], plans[i][:end], rewards[i, :end], terminals[i, :end]
+                    observations[i, :end], executed[i, :end], rewards[i, :end], terminals[i, :end]
                 ),
             )
             if wrote is not None:
@@ -52,5 +97,5 @@ def play_episodes(
 
     tracks = [track_seeds("data", 1, seed, k)[0] for k in numbers]
     environments = make_simulator(simulator, tracks)
-    play(environments, n, n, act, watch)
+    play(environments, n, n, make_policy(numbers, seed), watch)
     environments.close()

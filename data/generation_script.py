@@ -1,9 +1,10 @@
-"""Play CarRacing with a random policy and write the episodes that V and M learn from.
+"""Play CarRacing and write the episodes that V and M learn from.
 
     python data/generation_script.py --rollouts 1000 --rootdir datasets/carracing --threads 8
 
 Episode k is `rootdir/thread_<k mod threads>/rollout_<k>.npz`, and depends on the policy, the
-seed, the simulator and k alone. Run again, it makes only what is missing.
+seed, the simulator and k alone. Run again, it makes only what is missing. Data sets of several
+policies or simulators lie in sub-folders of one folder, which is then V's and M's --rootdir.
 """
 
 import json
@@ -16,20 +17,24 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.carracing import play_episodes
+from data.carracing import controller_policy, play_episodes, random_policy
 from data.episodes import BadEpisode, episode_length
-from data.policies import POLICIES
+from data.policies import RANDOM_POLICIES
+from envs.parallel import agent_digest, load_controller
 from envs.simulator import choose_simulator
+from utils.checkpoint import stage_weights
 from utils.cli import (
     UserError,
     add_rootdir,
     add_seed,
     add_simulator,
+    natural_float,
     positive_int,
     run_script,
     script_parser,
 )
 from utils.files import atomic_write, exclusive
+from utils.learning import weights_digest
 from utils.workers import WorkerPool
 
 # Episodes that one process plays in lockstep: 12 MB of frames each.
@@ -37,29 +42,47 @@ BATCH = 8
 
 
 def parse_arguments() -> Namespace:
-    parser = script_parser("Play CarRacing with a random policy and write the episodes as npz.")
+    parser = script_parser("Play CarRacing and write the episodes as npz.")
     parser.add_argument("--rollouts", type=positive_int, default=1000, help="episodes in all")
     add_rootdir(parser)
     parser.add_argument("--threads", type=positive_int, default=8, help="processes")
     parser.add_argument(
         "--policy",
-        choices=list(POLICIES),
+        choices=[*RANDOM_POLICIES, "controller"],
         default="brown",
-        help="brown: random walk in the action box; white: independent actions",
+        help="brown: random walk in the action box; white: independent actions; controller: "
+        "the trained one of --logdir, for a second round of data where it drives",
+    )
+    parser.add_argument(
+        "--logdir", type=Path, default=None, help="experiment whose controller drives"
+    )
+    parser.add_argument(
+        "--noise",
+        type=natural_float,
+        default=0.05,
+        help="standard deviation of the noise on each episode's controller weights",
     )
     add_seed(parser, "tracks and actions")
     add_simulator(parser)
     return parser.parse_args()
 
 
-def setup_worker(index: int, policy: str, seed: int, simulator: str):
+def setup_worker(
+    index: int,
+    policy: str,
+    seed: int,
+    simulator: str,
+    logdir: Path | None = None,
+    noise: float = 0.0,
+):
     """What a worker process does with a unit, a dict of episode numbers and their paths."""
     import torch
 
     torch.set_num_threads(1)
+    make = controller_policy(logdir, noise) if policy == "controller" else random_policy(policy)
 
     def work(paths: dict[int, Path], report) -> None:
-        play_episodes(paths, policy, seed, simulator, wrote=lambda k, steps: report((k, steps)))
+        play_episodes(paths, make, seed, simulator, wrote=lambda k, steps: report((k, steps)))
 
     return work
 
@@ -70,20 +93,27 @@ def agree_with(rootdir: Path, args: Namespace) -> str:
     Returns the simulator. Raises UserError on a contradiction.
     """
     note = rootdir / "generation.json"
+    asked = {"policy": args.policy, "seed": args.seed, "simulator": args.simulator}
+    if args.policy == "controller":
+        asked |= {"noise": args.noise, "logdir": controller_digest(args.logdir)}
     if note.exists():
         try:
             made = json.loads(note.read_text())
-            made = {key: made[key] for key in ("policy", "seed", "simulator")}
-        except (ValueError, KeyError, TypeError):
+            made = {key: made[key] for key in ("policy", "seed", "simulator", *made)}
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{note} is damaged; remove it, or use another --rootdir") from None
-        asked = {"policy": args.policy, "seed": args.seed, "simulator": args.simulator}
         if args.simulator == "auto":
             asked["simulator"] = made["simulator"]
         for key, value in asked.items():
-            if value != made[key]:
+            if value != made.get(key):
+                if key == "logdir":
+                    raise UserError(
+                        f"--logdir {args.logdir}: the episodes in {rootdir} were driven by another "
+                        "controller; use another --rootdir"
+                    )
                 raise UserError(
                     f"--{key} {value}: the episodes in {rootdir} were made with --{key} "
-                    f"{made[key]}; use that, or another --rootdir"
+                    f"{made.get(key)}; use that, or another --rootdir"
                 )
         return choose_simulator(made["simulator"])
     if any(rootdir.rglob("*.npz")):
@@ -93,9 +123,17 @@ def agree_with(rootdir: Path, args: Namespace) -> str:
         )
     simulator = choose_simulator(args.simulator)
     with atomic_write(note) as file:
-        choice = {"policy": args.policy, "seed": args.seed, "simulator": simulator}
-        file.write(json.dumps(choice).encode())
+        file.write(json.dumps(asked | {"simulator": simulator}).encode())
     return simulator
+
+
+def controller_digest(logdir: Path | None) -> str:
+    """A fingerprint of all that drives in `logdir`. Raises UserError where something is missing."""
+    if logdir is None:
+        raise UserError("--policy controller needs the --logdir whose controller drives")
+    path = stage_weights(logdir, "ctrl", "python traincontroller.py")
+    controller, driving, _ = load_controller(path)
+    return f"{agent_digest(logdir, driving)}-{weights_digest(controller)[:16]}"
 
 
 def existing_episodes(rootdir: Path) -> set[int]:
@@ -143,7 +181,10 @@ def generate(args: Namespace) -> None:
             bar.set_postfix_str(f"{frames / max(bar.format_dict['elapsed'], 1e-9):.0f} frames/s")
 
         with WorkerPool(
-            workers, setup_worker, (args.policy, args.seed, simulator), rootdir / "logs"
+            workers,
+            setup_worker,
+            (args.policy, args.seed, simulator, args.logdir, args.noise),
+            rootdir / "logs",
         ) as pool:
             for _ in pool.run(units, news):
                 pass

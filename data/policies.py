@@ -25,4 +25,4 @@ def white(steps: int, generator: np.random.Generator) -> np.ndarray:
     return generator.uniform(ACTION_LOW, ACTION_HIGH, (steps, 3)).astype(np.float32)
 
 
-POLICIES = {"brown": brownian, "white": white}
+RANDOM_POLICIES = {"brown": brownian, "white": white}

@@ -9,10 +9,11 @@ import torch
 
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import make_simulator
-from models.agent import Agent
-from models.mdrnn import MDRNN
+from models.agent import PAPER, Agent, Driving
+from models.controller import Controller
+from models.mdrnn import HIDDEN_SIZE, MDRNN
 from models.vae import Encoder
-from utils.checkpoint import load_weights, stage_weights
+from utils.checkpoint import load_checkpoint, load_weights, stage_weights
 from utils.cli import UserError
 from utils.learning import choose_device, fast_precision, weights_digest
 from utils.workers import WorkerPool, available_cores
@@ -25,35 +26,67 @@ UNIT = 32
 class Rollouts(NamedTuple):
     """A unit of work: rollout i drives controller `parameters[i]` on track `seeds[i]`."""
 
-    parameters: np.ndarray  # (n, 867) float32
+    parameters: np.ndarray  # (n, P) float32
     seeds: list[int]
     patience: int  # see envs.rollouts.play
 
 
-def load_agent(logdir: Path, device: torch.device, precision: torch.dtype) -> Agent:
+def load_agent(
+    logdir: Path, device: torch.device, precision: torch.dtype, driving: Driving = PAPER
+) -> Agent:
     """V's encoder and M of an experiment as an Agent.
 
-    Raises UserError where a stage is missing or is of another model.
+    Raises UserError where a stage that is needed is missing or is of another model.
     """
-    encoder, mdrnn = Encoder(), MDRNN()
+    encoder, mdrnn = Encoder(), None
     load_weights(encoder, stage_weights(logdir, "vae", "python trainvae.py"), part="encoder.")
-    load_weights(mdrnn, stage_weights(logdir, "mdrnn", "python trainmdrnn.py"))
-    return Agent(encoder, mdrnn, device, precision)
+    if driving.memory == "trained":
+        mdrnn = MDRNN()
+        load_weights(mdrnn, stage_weights(logdir, "mdrnn", "python trainmdrnn.py"))
+    elif driving.memory == "untrained":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(driving.memory_seed)
+            mdrnn = MDRNN()
+    return Agent(encoder, mdrnn, device, precision, squash=driving.actions == "squash")
 
 
-def agent_digest(agent: Agent) -> str:
+def agent_digest(logdir: Path, driving: Driving) -> str:
     """A fingerprint of the weights behind the controller, 16 hexadecimal digits."""
-    return weights_digest(agent.encoder.float(), agent.mdrnn.rnn)[:16]
+    agent = load_agent(logdir, torch.device("cpu"), torch.float32, driving)
+    memory = [] if agent.mdrnn is None else [agent.mdrnn.rnn]
+    return weights_digest(agent.encoder, *memory)[:16]
 
 
-def setup_worker(index: int, logdir: Path, simulator: str, device: str, workers: int) -> Callable:
+def new_controller(driving: Driving) -> Controller:
+    """A controller of the size that `driving` needs."""
+    return Controller(hidden_size=0 if driving.memory == "none" else HIDDEN_SIZE)
+
+
+def load_controller(path: Path) -> tuple[Controller, Driving, dict]:
+    """The controller at `path`, how it drives, and the checkpoint.
+
+    Raises UserError where it is missing or is of another model.
+    """
+    state = load_checkpoint(path)
+    try:
+        driving = Driving(**state.get("driving", {}))
+    except TypeError:
+        raise UserError(f"{path} was written by another version of this program") from None
+    controller = new_controller(driving)
+    load_weights(controller, path)
+    return controller, driving, state
+
+
+def setup_worker(
+    index: int, logdir: Path, simulator: str, device: str, driving: Driving, workers: int
+) -> Callable:
     """What a worker process of `workers` does with Rollouts: (returns (n,), lengths (n,))."""
     threads = max(1, available_cores() // workers)
     torch.set_num_threads(threads)
     if device == "cuda":
         device = f"cuda:{index % torch.cuda.device_count()}"
     chosen = choose_device(device)
-    agent = load_agent(logdir, chosen, fast_precision(chosen))
+    agent = load_agent(logdir, chosen, fast_precision(chosen), driving)
     print(f"worker {index}: {chosen}, {threads} threads", flush=True)
     driving = False
 
@@ -81,12 +114,18 @@ def setup_worker(index: int, logdir: Path, simulator: str, device: str, workers:
 
 
 def start_workers(
-    logdir: Path, simulator: str, device: torch.device, max_workers: int, rollouts: int
+    logdir: Path,
+    simulator: str,
+    device: torch.device,
+    max_workers: int,
+    rollouts: int,
+    driving: Driving = PAPER,
 ) -> WorkerPool:
     """Workers for batches of `rollouts`, never more than there is work."""
     count = min(max_workers, rollouts)
     name = "cuda" if device.type == "cuda" and device.index is None else str(device)
-    return WorkerPool(count, setup_worker, (logdir, simulator, name, count), logdir / "tmp")
+    arguments = (logdir, simulator, name, driving, count)
+    return WorkerPool(count, setup_worker, arguments, logdir / "tmp")
 
 
 def run_rollouts(
@@ -96,7 +135,7 @@ def run_rollouts(
     progress: Callable[[int], None] | None = None,
     patience: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drive each of m controllers (m, 867) on each of k tracks.
+    """Drive each of m controllers (m, P) on each of k tracks.
 
     Returns the returns (m, k) float64 and the lengths in frames (m, k) int64.
     `progress(rollouts)` is called as they are finished.

@@ -68,7 +68,7 @@ class AgentPolicy:
     """An Agent at the wheel of n episodes, each with its own controller and hidden state."""
 
     def __init__(self, agent: Agent, parameters: torch.Tensor):
-        """parameters (n, 867): the controller of each episode."""
+        """parameters (n, P): the controller of each episode."""
         self.agent = agent
         self.parameters = parameters.to(agent.device, torch.float32)
         self.h, self.c = agent.initial_state(len(parameters))

@@ -6,9 +6,12 @@ from torch import Tensor, nn
 from models.mdrnn import ACTION_SIZE, HIDDEN_SIZE
 from models.vae import LATENT_SIZE
 
+# Of the paper's controller, which sees z and h.
+PARAMETERS = (LATENT_SIZE + HIDDEN_SIZE + 1) * ACTION_SIZE
+
 
 class Controller(nn.Module):
-    """a = W [z h] + b: 867 parameters for CarRacing."""
+    """a = W [z h] + b: 867 parameters for CarRacing, 99 where it sees z alone."""
 
     def __init__(
         self,
@@ -20,27 +23,24 @@ class Controller(nn.Module):
         self.fc = nn.Linear(latent_size + hidden_size, action_size)
 
     def forward(self, latent: Tensor, h: Tensor) -> Tensor:
-        """Latent (N, 32) and h (N, 256) -> raw actions (N, 3), not yet clipped."""
+        """Latent (N, 32) and h (N, 256) -> raw actions (N, 3), not yet in the action box."""
         return self.fc(torch.cat([latent, h], dim=-1))
 
     def flat_parameters(self) -> Tensor:
-        """The weights, row by row, and then the biases as one vector (867,)."""
+        """The weights, row by row, and then the biases as one vector (P,), P = 867 or 99."""
         return nn.utils.parameters_to_vector(self.parameters()).detach()
 
     def load_flat(self, parameters: Tensor) -> "Controller":
-        """The inverse of `flat_parameters`: takes a vector (867,), returns itself."""
+        """The inverse of `flat_parameters`: takes a vector (P,), returns itself."""
         nn.utils.vector_to_parameters(parameters, self.parameters())
         return self
-
-
-PARAMETERS = (LATENT_SIZE + HIDDEN_SIZE + 1) * ACTION_SIZE
 
 
 def act_batch(parameters: Tensor, latent: Tensor, h: Tensor) -> Tensor:
     """Each row's own controller in one batched product.
 
-    parameters (N, 867) in the order of `Controller.flat_parameters`, latent (N, 32),
-    h (N, 256) -> raw actions (N, 3).
+    parameters (N, P) in the order of `Controller.flat_parameters`, latent (N, 32),
+    h (N, 256), or (N, 0) where there is no memory -> raw actions (N, 3).
     """
     x = torch.cat([latent, h], dim=-1)
     weight = parameters[:, :-ACTION_SIZE].view(len(x), ACTION_SIZE, x.shape[-1])

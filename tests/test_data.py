@@ -17,6 +17,7 @@ from data.episodes import (
 from data.latents import LatentEpisode, encode_episodes
 from data.loaders import FRAME_BYTES, FrameLoader, WindowLoader
 from data.policies import brownian, white
+from envs.parallel import load_controller
 from envs.simulator import GymnasiumSimulator
 from models.vae import Encoder
 from utils.cli import UserError
@@ -76,7 +77,7 @@ def test_recorded_frames_follow_their_actions(monkeypatch, tmp_path):
         return Short(tracks)
 
     monkeypatch.setattr(carracing, "make_simulator", make)
-    carracing.play_episodes(paths, "brown", 3, "gymnasium")
+    carracing.play_episodes(paths, carracing.random_policy("brown"), 3, "gymnasium")
     assert seeds[7] != seeds[8]
     for k, path in paths.items():
         episode = read_episode(path)
@@ -91,6 +92,22 @@ def test_recorded_frames_follow_their_actions(monkeypatch, tmp_path):
             np.testing.assert_array_equal(episode.observations[t], expected)
             assert episode.rewards[t] == rewards[0] and episode.terminals[t] == terminated[0]
         simulator.close()
+
+
+def test_the_controller_of_a_second_round_is_varied_from_episode_to_episode(experiment):
+    controller = load_controller(experiment / "ctrl/best.tar")[0].flat_parameters()
+    exact = carracing.controller_policy(experiment, 0)([4, 9], 1)
+    torch.testing.assert_close(exact.parameters, controller.expand(2, -1))
+    make = carracing.controller_policy(experiment, 0.1)
+    varied = make([4, 9], 1)
+    assert torch.equal(varied.parameters[1], make([9], 1).parameters[0])
+    assert not torch.equal(varied.parameters[0], make([4], 2).parameters[0])
+    noise = varied.parameters - controller
+    assert noise.std().item() == pytest.approx(0.1, rel=0.1)
+    assert abs(np.corrcoef(noise.numpy())[0, 1]) < 0.15
+    frames = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    alone = [make([k], 1)(np.array([0]), frames[i : i + 1])[0] for i, k in enumerate((4, 9))]
+    np.testing.assert_allclose(varied(np.arange(2), frames), alone, atol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import torch
 from conftest import make_experiment
 
 from envs import simulator
-from envs.parallel import load_agent, run_rollouts, start_workers
+from envs.parallel import agent_digest, load_agent, run_rollouts, start_workers
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import GymnasiumSimulator, make_simulator
 from envs.tracks import PURPOSES, track_seeds
+from models.agent import Driving
 from models.controller import PARAMETERS, Controller
 from utils.learning import fast_precision
 
@@ -226,6 +227,19 @@ def test_no_more_workers_than_work(tmp_path):
     logdir = make_experiment(tmp_path / "exp")
     with start_workers(logdir, "gymnasium", CPU, 8, 2) as pool:
         assert len(pool) == 2
+
+
+def test_an_untrained_memory_is_the_same_again_from_its_seed(tmp_path):
+    logdir = make_experiment(tmp_path / "exp")
+    (logdir / "mdrnn/best.tar").unlink()  # it needs none
+    a, b, other = (
+        load_agent(logdir, CPU, torch.float32, Driving("untrained", seed)).mdrnn.rnn.weight_hh_l0
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(a, b) and not torch.equal(a, other)
+    digests = [agent_digest(logdir, Driving("untrained", seed)) for seed in (1, 1, 2)]
+    assert digests[0] == digests[1] != digests[2]
+    assert load_agent(logdir, CPU, torch.float32, Driving("none")).mdrnn is None
 
 
 def test_agent_has_all_parameters_of_a_controller(experiment):

@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, make_experiment, run_script, write_dataset
 
 from data.episodes import list_episodes
-from traincontroller import worst_for_nan
+from traincontroller import reliability, worst_for_nan
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
 from utils.files import exclusive
@@ -354,6 +354,20 @@ def test_a_candidate_with_a_nan_return_gets_the_worst_fitness(capsys):
     assert "1 candidates" in capsys.readouterr().out
     with pytest.raises(UserError, match="every candidate"):
         worst_for_nan(np.full((2, 2), np.nan))
+
+
+def test_reliability_is_the_share_of_differences_that_is_no_chance():
+    generator = np.random.default_rng(0)
+    skill = generator.standard_normal((400, 1)) * 3
+    luck = generator.standard_normal((1, 5)) * 100  # of the tracks: the same for all candidates
+    noise = generator.standard_normal((400, 5)) * 6
+    assert reliability(skill + luck) == pytest.approx(1)
+    assert reliability(noise + luck) < 0.15
+    # Variances of the mean return: 9 of skill, 36 / 5 of noise.
+    assert reliability(skill + luck + noise) == pytest.approx(9 / (9 + 36 / 5), abs=0.06)
+    assert reliability(skill) == 0  # of a single track nothing can be told
+    assert reliability(np.vstack([skill + luck, np.full((1, 5), np.nan)])) == pytest.approx(1)
+    assert reliability(np.zeros((4, 3))) == 0
 
 
 def test_nan_weights_end_in_one_line(tmp_path):

@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import distributions as D
 
-from models.agent import Agent
+from models.agent import ACTION_HIGH, ACTION_LOW, Agent
 from models.controller import PARAMETERS, Controller, act_batch
 from models.mdrnn import MDRNN, Prediction, mdrnn_losses, mixture_nll
 from models.vae import VAE, Encoder, sample_latent, vae_loss
@@ -183,6 +184,33 @@ def test_batch_of_controllers_equals_each_alone():
     again = Controller().load_flat(parameters[3])
     torch.testing.assert_close(again.fc.weight, controllers[3].fc.weight)
     torch.testing.assert_close(again.fc.bias, controllers[3].fc.bias)
+
+
+def test_squashed_actions_are_those_of_the_paper():
+    agent = Agent(VAE().encoder, MDRNN(), torch.device("cpu"), torch.float32, squash=True)
+    controllers = torch.randn(4, PARAMETERS)
+    mu, h = torch.randn(4, 32), torch.randn(4, 256)
+    raw = act_batch(controllers, mu, h).double().numpy()
+    want = np.stack(
+        [np.tanh(raw[:, 0]), 1 / (1 + np.exp(-raw[:, 1])), 1 / (1 + np.exp(-raw[:, 2]))], 1
+    )
+    np.testing.assert_allclose(agent.act(controllers, mu, h).numpy(), want, atol=1e-6)
+
+
+def test_an_agent_without_memory_acts_on_z_alone():
+    vae, controller = VAE(), Controller(hidden_size=0)
+    assert controller.flat_parameters().numel() == 99
+    agent = Agent(vae.encoder, None, torch.device("cpu"), torch.float32)
+    frames = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8)
+    h, c = agent.initial_state(6)
+    assert h.shape == c.shape == (6, 0)
+    action, h, c = agent.step(frames, controller.flat_parameters().expand(6, -1), h, c)
+    with torch.inference_mode():
+        mu, _ = vae.encoder(pixels_to_unit(frames))
+        want = mu @ controller.fc.weight.T + controller.fc.bias
+    want = torch.minimum(torch.maximum(want, ACTION_LOW), ACTION_HIGH)
+    torch.testing.assert_close(action, want, atol=1e-4, rtol=1e-4)
+    assert h.shape == c.shape == (6, 0)
 
 
 def test_agent_step_is_encode_act_recur_with_the_executed_action():

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, run_script, write_dataset
 
 from data.episodes import list_episodes, read_episode
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 
 TINY = {
     "data/generation_script.py": ["--rollouts", "3", "--threads", "2"],
@@ -183,6 +183,48 @@ def test_a_missing_stage_names_its_command(script, command, tmp_path):
     assert done.returncode == 2
     assert f"run `python {command} --logdir exp` first" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_trained_controller_drives_for_a_second_round_of_data(experiment, tmp_path):
+    pytest.importorskip("envpool")
+    drive = ["--policy", "controller", "--logdir", experiment, "--rollouts", 2, "--threads", 1]
+    refused = generate(tmp_path, *drive[:2])
+    assert refused.returncode == 2 and "--logdir" in refused.stderr
+    generate(tmp_path, *drive, "--noise", 0).check_returncode()
+    assert len(list_episodes(tmp_path / "data")) == 2
+    varied = generate(tmp_path, *drive, "--noise", 0.1)
+    assert varied.returncode == 2 and "--noise 0.1" in varied.stderr
+    another = generate(tmp_path, *drive[:2], "--rollouts", 2, "--policy", "brown")
+    assert another.returncode == 2 and "--policy brown" in another.stderr
+
+
+def test_variants_of_the_controller_are_trained_resumed_and_tested(experiment, tmp_path):
+    (experiment / "mdrnn/best.tar").unlink()  # none of them needs it
+    shutil.rmtree(experiment / "ctrl")
+    common = ["--logdir", experiment, "--pop-size", 3, "--patience", 5, "--seed", 4]
+    common += ["--n-samples", 1, "--max-samples", 2, "--eval-every", 2, "--eval-rollouts", 1]
+    for memory, size in (("--no-mdrnn", 99), ("--untrained-mdrnn", 867)):
+        options = [*common, memory, "--diagonal", "--actions", "squash"]
+        train = lambda *more: run_script("traincontroller.py", *options, *more, cwd=tmp_path)  # noqa: B023, E731
+        first = train("--max-generations", 1, "--noreload")
+        assert first.returncode == 0 and "2 rollouts each from now on" in first.stdout
+        state = load_checkpoint(experiment / "ctrl/checkpoint.tar")
+        assert state["state"]["n-samples"] == 2
+        mean = state["cma"]["es"]["mean"]
+        torch.testing.assert_close(state["state"]["average"], 0.1 * mean)  # it began at 0
+        train("--max-generations", 2).check_returncode()
+        best = load_checkpoint(experiment / "ctrl/best.tar")
+        assert sum(weights.numel() for weights in best["state_dict"].values()) == size
+        assert train("--actions", "clip").returncode == 2
+        done = run_script("test_controller.py", *common[:2], "--no-render", cwd=tmp_path)
+        assert done.returncode == 0 and "actions squash" in done.stdout
+        best["about"]["models"] = "another"
+        save_checkpoint(experiment / "ctrl/best.tar", best)
+        done = run_script("test_controller.py", *common[:2], "--no-render", cwd=tmp_path)
+        assert "not those that this controller was trained with" in done.stdout
+    both = [*common[:2], "--no-mdrnn", "--untrained-mdrnn"]
+    refused = run_script("traincontroller.py", *both, cwd=tmp_path)
+    assert refused.returncode == 2 and "not allowed with" in refused.stderr
 
 
 def test_controller_stops_at_the_target(experiment, tmp_path):

@@ -114,23 +114,39 @@ def test_evolution_maximises():
     np.testing.assert_allclose(evolution.mean, 2, atol=0.01)
 
 
-def test_evolution_goes_on_bit_for_bit_from_its_stored_state(tmp_path):
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_evolution_goes_on_bit_for_bit_from_its_stored_state(diagonal, tmp_path):
     def fitness(x):
         return -np.abs(x - np.arange(15)).sum(1)
 
-    whole = Evolution(15, 0.2, 8, seed=4)
+    whole = Evolution(15, 0.2, 8, seed=4, diagonal=diagonal)
     for generation in range(1, 31):
         candidates = whole.ask(generation)
         whole.tell(candidates, fitness(candidates))
         if generation == 11:
             save_checkpoint(tmp_path / "c.tar", whole.state_dict())
-    resumed = Evolution(15, 0.2, 8, seed=4)
+    resumed = Evolution(15, 0.2, 8, seed=4, diagonal=diagonal)
     resumed.load_state_dict(load_checkpoint(tmp_path / "c.tar"))
     for generation in range(12, 31):
         candidates = resumed.ask(generation)
         resumed.tell(candidates, fitness(candidates))
     assert np.array_equal(whole.mean, resumed.mean) and whole.sigma == resumed.sigma
     assert np.array_equal(whole.ask(31), resumed.ask(31))
+
+
+def test_the_diagonal_strategy_learns_scales_and_no_correlations():
+    """On a function with axes of very different length, which a diagonal covariance can follow."""
+    weights = np.logspace(0, 4, 30)
+    reached = {}
+    for diagonal in (False, True):
+        evolution = Evolution(30, 0.3, 12, seed=0, diagonal=diagonal)
+        for generation in range(300):
+            candidates = evolution.ask(generation)
+            evolution.tell(candidates, -(weights * np.square(candidates - 1)).sum(1))
+        reached[diagonal] = (weights * np.square(evolution.mean - 1)).sum()
+    assert reached[True] < reached[False] / 100
+    spread = (evolution.ask(301) - evolution.mean).std(0)
+    assert spread[:5].mean() > 10 * spread[-5:].mean()
 
 
 def setup_squares(index, marks):

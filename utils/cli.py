@@ -63,6 +63,14 @@ def positive_float(text: str) -> float:
     return value
 
 
+def natural_float(text: str) -> float:
+    """argparse type: 0 or a finite number above."""
+    value = _number(float, text, "a number")
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 or above and finite, not {text}")
+    return value
+
+
 def _number(kind: type, text: str, name: str):
     try:
         return kind(text)

@@ -19,7 +19,7 @@ class Evolution:
     generation's number alone, so there is no state of a random number generator to keep.
     """
 
-    def __init__(self, size: int, sigma: float, population: int, seed: int):
+    def __init__(self, size: int, sigma: float, population: int, seed: int, diagonal: bool = False):
         self.seed = seed
         self._generator = np.random.default_rng(seed)
         self._es = cma.CMAEvolutionStrategy(
@@ -27,6 +27,7 @@ class Evolution:
             sigma,
             {
                 "popsize": population,
+                "CMA_diagonal": diagonal,
                 "randn": lambda *shape: self._generator.standard_normal(shape),
                 "verbose": -9,
             },
@@ -80,6 +81,8 @@ def _storable(value) -> bool:
         return value.dtype.kind in "biuf"
     if type(value) in (list, tuple):
         return all(_storable(item) for item in value)
+    if type(value) is dict:
+        return all(isinstance(key, str) and _storable(item) for key, item in value.items())
     return isinstance(value, _PLAIN)
 
 
@@ -95,6 +98,8 @@ def _dump(part: object, seen: dict) -> dict:
             return value.item()
         if type(value) in (list, tuple):
             return type(value)(convert(item) for item in value)
+        if type(value) is dict:
+            return {key: convert(item) for key, item in value.items()}
         return value
 
     return {name: convert(value) for name, value in vars(part).items() if _storable(value)}
@@ -108,6 +113,8 @@ def _restore(part: object, state: dict, seen: dict) -> None:
             return seen.setdefault(value.data_ptr() or id(value), value.numpy().copy())
         if type(value) in (list, tuple):
             return type(value)(convert(item) for item in value)
+        if type(value) is dict:
+            return {key: convert(item) for key, item in value.items()}
         return value
 
     for name, value in state.items():

@@ -49,6 +49,7 @@ class WorkerPool:
         log_dir.mkdir(parents=True, exist_ok=True)
         self._context = mp.get_context("spawn")  # fork would copy torch's and CUDA's state
         self._setup, self._arguments, self._log_dir = setup, arguments, log_dir
+        self._reported = False
         self._workers = [self._start(index) for index in range(count)]
 
     def _start(self, index: int) -> tuple[mp.Process, Connection]:
@@ -110,6 +111,9 @@ class WorkerPool:
                             f"{failures} workers failed in a row without finishing anything; "
                             f"the last error (more in {log}):\n{content}"
                         )
+                    if not self._reported:  # the first error in full, the others in a line
+                        self._reported = True
+                        print(content.strip(), file=sys.stderr)
                     print(
                         f"worker {index} failed, its work is done again by a fresh one "
                         f"({content.strip().splitlines()[-1]}; see {log})",
