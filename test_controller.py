@@ -22,7 +22,7 @@ from envs.parallel import (
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import GymnasiumSimulator, choose_simulator
 from envs.tracks import track_seeds
-from envs.viewer import VIDEO_SUFFIXES, Video, has_display
+from envs.viewer import VIDEO_SUFFIXES, Video, why_no_window
 from models.agent import PAPER
 from models.controller import Controller
 from models.vae import VAE
@@ -88,11 +88,12 @@ def choose_view(args: Namespace) -> Path | str | None:
     if args.simulator == "envpool":
         print("view: none (EnvPool is for scoring; use --simulator gymnasium to see the car)")
         return None
-    if has_display():
+    reason = why_no_window()
+    if reason is None:
         print("view: a window (--video FILE writes a video, --no-render only scores)")
         return "window"
     video = args.logdir / ("untrained.mp4" if args.untrained else "controller.mp4")
-    print(f"view: a video of the first episode, {video} (there is no display for a window)")
+    print(f"view: a video of the first episode, {video} ({reason})")
     return video
 
 

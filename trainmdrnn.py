@@ -20,7 +20,6 @@ from models.mdrnn import MDRNN, mdrnn_losses
 from models.vae import VAE, sample_latent
 from utils.checkpoint import load_weights, resume_epochs, save_epoch, set_aside, stage_weights
 from utils.cli import (
-    UserError,
     add_device,
     add_logdir,
     add_noreload,
@@ -36,6 +35,7 @@ from utils.learning import (
     choose_device,
     describe,
     fast_precision,
+    require_finite,
     seed_epoch,
     weights_digest,
 )
@@ -53,6 +53,9 @@ def parse_arguments() -> Namespace:
     add_device(parser)
     add_noreload(parser)
     return parser.parse_args()
+
+
+ADVICE = "Check the VAE's losses, or start again with --noreload and another --seed"
 
 
 def run_epoch(
@@ -93,14 +96,12 @@ def run_epoch(
             seen += size
             bar.update(size)
             if batch % 50 == 49:
-                bar.set_postfix({name: f"{t.item() / seen:.3f}" for name, t in totals.items()})
+                so_far = {name: total.item() / seen for name, total in totals.items()}
+                require_finite(so_far["loss"], label, ADVICE)
+                bar.set_postfix({name: f"{value:.3f}" for name, value in so_far.items()})
         means = {name: total.item() / seen for name, total in totals.items()}
         bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-    if not np.isfinite(means["loss"]):
-        raise UserError(
-            f"the loss became {means['loss']} in {label}; the state before it is kept. "
-            "Check the VAE's losses, or start again with --noreload and another --seed"
-        )
+    require_finite(means["loss"], label, ADVICE)
     return means
 
 

@@ -20,7 +20,6 @@ from data.loaders import FrameLoader
 from models.vae import LATENT_SIZE, VAE, vae_loss
 from utils.checkpoint import resume_epochs, save_epoch, set_aside
 from utils.cli import (
-    UserError,
     add_device,
     add_logdir,
     add_noreload,
@@ -33,7 +32,14 @@ from utils.cli import (
 )
 from utils.files import exclusive
 from utils.frames import pixels_to_unit
-from utils.learning import EarlyStopping, choose_device, describe, fast_precision, seed_epoch
+from utils.learning import (
+    EarlyStopping,
+    choose_device,
+    describe,
+    fast_precision,
+    require_finite,
+    seed_epoch,
+)
 
 
 def parse_arguments() -> Namespace:
@@ -56,6 +62,9 @@ def flip_some(frames: Tensor) -> Tensor:
     """Frames (N, 64, 64, 3), each mirrored left to right with probability 1/2."""
     mirrored = torch.rand(len(frames), device=frames.device) < 0.5
     return torch.where(mirrored[:, None, None, None], frames.flip(2), frames)
+
+
+ADVICE = "Use a smaller --learning-rate with --noreload"
 
 
 def run_epoch(
@@ -90,14 +99,12 @@ def run_epoch(
             seen += len(frames)
             bar.update(len(frames))
             if batch % 50 == 49:  # reading the loss makes a GPU wait, so not at every batch
-                bar.set_postfix(loss=f"{totals[0].item() / seen:.2f}")
+                so_far = totals[0].item() / seen
+                require_finite(so_far, label, ADVICE)
+                bar.set_postfix(loss=f"{so_far:.2f}")
         means = (totals / seen).tolist()
         bar.set_postfix(loss=f"{means[0]:.2f}")
-    if not np.isfinite(means[0]):
-        raise UserError(
-            f"the loss became {means[0]} in {label}; the state before it is kept. "
-            "Use a smaller --learning-rate with --noreload"
-        )
+    require_finite(means[0], label, ADVICE)
     return dict(zip(("loss", "squared_error", "kl"), means, strict=True))
 
 

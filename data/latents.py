@@ -62,26 +62,34 @@ def encode_episodes(
 
     # A copy: the caller's float32 weights must not go through bfloat16 and back.
     encoder = copy.deepcopy(encoder).to(device, precision, memory_format=torch.channels_last)
+
+    def make(file: EpisodeFile) -> LatentEpisode | BadEpisode:
+        try:
+            episode = read_episode(file.path)
+        except BadEpisode as reason:
+            return reason
+        latent = _encode(episode, encoder, device, precision)
+        _write_cached(cache / file.name, file.path, latent)
+        return latent
+
+    # A thread for each core takes an episode from disk to disk, computing alone: one network on
+    # all cores would wait at every layer for the core that is unpacking the next episode.
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        min(threads, len(missing)), initializer=torch.set_num_threads, initargs=(1,)
+    )
     bad = []
-    with (
-        tqdm(total=sum(f.length for f in missing), unit="frame", desc="encoding") as bar,
-        ThreadPoolExecutor(1) as disk,  # reads the next episode and writes the last one's latents
-    ):
-        coming, written = disk.submit(read_episode, missing[0].path), []
-        for i, file in enumerate(missing):
-            current = coming
-            error = current.exception()
-            if i + 1 < len(missing):
-                coming = disk.submit(read_episode, missing[i + 1].path)
-            if isinstance(error, BadEpisode):
-                bad.append((file.name, str(error)))
-                continue
-            latent = _encode(current.result(), encoder, device, precision)
-            written.append(disk.submit(_write_cached, cache / file.name, file.path, latent))
-            latents[file.name] = latent
-            bar.update(len(latent.mu))
-        for write in written:
-            write.result()  # raises what went wrong
+    try:
+        with tqdm(total=sum(f.length for f in missing), unit="frame", desc="encoding") as bar:
+            for file, made in zip(missing, pool.map(make, missing), strict=True):
+                bar.update(file.length)
+                if isinstance(made, BadEpisode):
+                    bad.append((file.name, str(made)))
+                else:
+                    latents[file.name] = made
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what the pool's threads set is also every new thread's
     if bad:
         warn_skipped(bad)
     return latents

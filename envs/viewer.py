@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,26 @@ VIDEO_SUFFIXES = (".mp4", ".gif")
 PANEL = 200  # side of the pictures beside the car's, in pixels
 
 
-def has_display() -> bool:
-    """Whether a window can be opened; X11 and Wayland announce themselves in the environment."""
-    if sys.platform in ("darwin", "win32"):
-        return True
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+def why_no_window() -> str | None:
+    """Why no window can be opened, or None where one can."""
+    announced = os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY")
+    if not announced and sys.platform not in ("darwin", "win32"):
+        return "there is no display for a window"
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pygame, about its own imports
+        import pygame
+    try:
+        pygame.display.init()
+        driver = pygame.display.get_driver()
+    except pygame.error as error:
+        return f"the display {announced} cannot be opened: {error}"
+    finally:
+        pygame.display.quit()
+    # What SDL takes where no display answers; a user who asks for one of them by name gets it.
+    if driver in ("offscreen", "dummy") and driver != os.environ.get("SDL_VIDEODRIVER"):
+        return f"the display {announced} cannot be opened"
+    return None
 
 
 class Video:
@@ -40,6 +56,7 @@ class Video:
         self.frames = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self.unfinished.touch()  # ffmpeg opens it too late to be asked why it cannot
             if self.gif:
                 duration = 2 * 1000 / FRAMES_PER_SECOND  # milliseconds
                 self.writer = imageio.get_writer(self.unfinished, duration=duration, loop=0)

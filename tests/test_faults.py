@@ -291,6 +291,10 @@ MISTAKES = [
     (nothing, [*CTRL_RUN, "--pop-size", 1], "--pop-size.*at least 2"),
     (nothing, [*CTRL_RUN, "--n-samples", 0], "--n-samples.*at least 1"),
     (nothing, [*CTRL_RUN, "--sigma", 0], "--sigma.*above 0"),
+    (nothing, [*CTRL_RUN, "--max-samples", 2], "--max-samples 2 is below --n-samples 4"),
+    (nothing, [*CTRL_RUN, "--no-mdrnn", "--untrained-mdrnn"], "not allowed with"),
+    (nothing, [*MAKE_RUN, "--policy", "controller"], "--policy controller needs.*--logdir"),
+    (nothing, [*MAKE_RUN, "--noise", -1], "--noise.*0 or above"),
     (nothing, [*MAKE_RUN, "--rollouts", 0], "--rollouts.*at least 1"),
     (nothing, [*MAKE_RUN, "--threads", "many"], "--threads.*whole number"),
 ]
@@ -310,6 +314,60 @@ def test_a_mistake_is_one_line_and_destroys_nothing(spoil, command, message, tmp
     assert not (tmp_path / "ran").exists()
     after = snapshot(tmp_path)
     assert {path: after.get(path) for path in before} == before
+
+
+@pytest.fixture
+def freeze():
+    """Makes a folder read-only: by its mode, or for root, whom modes do not stop, by a mount."""
+    mounts = []
+
+    def read_only(folder: Path) -> None:
+        if os.geteuid():
+            for path in [*folder.rglob("*"), folder]:
+                path.chmod(path.stat().st_mode & ~0o222)
+            return
+        for options in (["--bind", folder], ["-o", "remount,ro,bind"]):
+            if subprocess.run(["mount", *options, folder], capture_output=True).returncode:
+                pytest.skip("root may not mount here, and nothing else is read-only to root")
+            mounts.append(folder)
+
+    yield read_only
+    for folder in set(mounts):
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [VAE_RUN, RNN_RUN, CTRL_RUN, [*TEST_RUN, "--no-render"], [*TEST_RUN, "--video", "exp/a.mp4"]],
+    ids=lambda command: command[0],
+)
+def test_a_read_only_logdir_is_one_line(command, freeze, tmp_path):
+    write_dataset(tmp_path / "data", [30, 30])
+    freeze(make_experiment(tmp_path / "exp"))
+    before = snapshot(tmp_path)
+    done = run_script(*command, cwd=tmp_path, env=os.environ | NOBODY)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and "exp" in lines[0], lines
+    assert re.search("Read-only|Permission", lines[0])
+    assert snapshot(tmp_path) == before
+
+
+def test_a_read_only_rootdir_is_one_line(freeze, tmp_path):
+    (tmp_path / "data").mkdir()
+    freeze(tmp_path / "data")
+    done = run_script(*MAKE_RUN, cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "data" in done.stderr
+
+
+def test_a_display_that_does_not_answer_is_said_and_a_video_written(experiment, tmp_path):
+    options = ["--logdir", experiment, "--device", "cpu"]
+    env = os.environ | NOBODY | {"DISPLAY": ":9876", "WAYLAND_DISPLAY": ""}
+    done = run_script("test_controller.py", *options, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "the display :9876 cannot be opened" in done.stdout
+    assert (experiment / "controller.mp4").stat().st_size > 10_000
 
 
 def test_full_disk_while_a_checkpoint_is_written(tmp_path):

@@ -183,8 +183,17 @@ def test_pool_does_lost_units_again(tmp_path, capfd):
     assert sorted(news) == [1, 2, 3, 4, 5]
     said = capfd.readouterr().err
     assert "killed by SIGKILL" in said and "ValueError: a bad moment" in said
+    assert said.count("its work is done again") == 2
     logs = "".join(p.read_text() for p in (tmp_path / "logs").iterdir())
     assert "ValueError: a bad moment" in logs and "Traceback" in logs
+
+
+def test_the_first_error_of_a_worker_is_repeated_in_full(tmp_path, capfd):
+    with WorkerPool(1, setup_squares, (tmp_path,), tmp_path / "logs") as pool:
+        list(pool.run([("raises once", 1), ("raises once", 2)]))
+    said = capfd.readouterr().err
+    assert said.count("Traceback") == 1 and said.count("ValueError: a bad moment") == 3
+    assert 'raise ValueError("a bad moment")' in said
 
 
 def test_pool_gives_up_with_the_workers_own_traceback(tmp_path):

@@ -1,6 +1,7 @@
 """Devices, precision, seeds and early stopping: what the training scripts share."""
 
 import hashlib
+import math
 import os
 
 import numpy as np
@@ -48,6 +49,12 @@ def describe(device: torch.device, precision: torch.dtype) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return f"device: {device} ({name}{threads}), {str(precision).removeprefix('torch.')}"
+
+
+def require_finite(loss: float, label: str, advice: str) -> None:
+    """Raise UserError, with what to do about it, when a loss is NaN or infinite."""
+    if not math.isfinite(loss):
+        raise UserError(f"the loss became {loss} in {label}; the state before it is kept. {advice}")
 
 
 def seed_epoch(seed: int, epoch: int) -> np.random.Generator:
