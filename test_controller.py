@@ -100,6 +100,7 @@ def choose_view(args: Namespace) -> Path | str | None:
 def main() -> None:
     args = parse_arguments()
     device = choose_device(args.device)
+    stage_weights(args.logdir, "vae", "python trainvae.py")  # name the first stage that is missing
     if args.untrained:
         torch.manual_seed(args.seed)
         controller, driving = Controller(), PAPER

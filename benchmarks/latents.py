@@ -33,11 +33,11 @@ def measure() -> list[Row]:
 
         @torch.inference_mode()
         def work() -> int:
-            for _ in range(4096 // batch_size):
+            for _ in range(16_384 // batch_size):
                 model(x)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            return 4096
+            return 16_384
 
         return work
 

@@ -21,7 +21,7 @@ from utils.files import atomic_write
 from utils.frames import pixels_to_unit
 from utils.learning import weights_digest
 
-BATCH_SIZE = 512
+BATCH_SIZE = 256
 
 
 class LatentEpisode(NamedTuple):

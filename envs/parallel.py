@@ -88,20 +88,21 @@ def setup_worker(
     chosen = choose_device(device)
     agent = load_agent(logdir, chosen, fast_precision(chosen), driving)
     print(f"worker {index}: {chosen}, {threads} threads", flush=True)
-    driving = False
+    underway, told = False, False
 
     def watch(*_) -> None:
-        nonlocal driving
-        if not driving:
+        nonlocal underway
+        if not underway:
             print(f"worker {index}: first step", flush=True)
-            driving = True
+            underway = True
 
     def work(unit: Rollouts, report: Callable) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal told
         n = len(unit.seeds)
-        policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
         environments = make_simulator(simulator, unit.seeds, threads)
         try:
-            return play(environments, n, n, policy, watch, unit.patience)
+            policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
+            results = play(environments, n, n, policy, watch, unit.patience)
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"{chosen} has not enough memory for worker {index} of {workers}; "
@@ -109,6 +110,11 @@ def setup_worker(
             ) from error
         finally:
             environments.close()
+        if chosen.type == "cuda" and not told:
+            held = torch.cuda.max_memory_reserved(chosen) / 2**20
+            report(f"worker {index} holds {held:.0f} MiB of {chosen}, beside CUDA's own context")
+            told = True
+        return results
 
     return work
 
@@ -153,7 +159,7 @@ def run_rollouts(
         for share in shares
     ]
     returns, lengths = np.empty((m, k)), np.empty((m, k), np.int64)
-    for unit, (unit_returns, unit_lengths) in pool.run(units):
+    for unit, (unit_returns, unit_lengths) in pool.run(units, news=print):
         rows, columns = zip(*shares[unit], strict=True)
         returns[rows, columns], lengths[rows, columns] = unit_returns, unit_lengths
         if progress is not None:

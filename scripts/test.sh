@@ -8,4 +8,5 @@ make_environment requirements-dev.txt
 
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# Two tests at a time, each computing on one thread: most of them wait for imports.
+OMP_NUM_THREADS=1 python -m pytest -n 2 "$@"

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The full experiment, from nothing to the scores on 100 tracks, in at most 4 hours on 2 cores
+# without a GPU. Stopped at any point and run again, it continues. LOGDIR chooses another folder.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# All that makes the experiment what it is:
+logdir=${LOGDIR:-experiment}
+brown=(--policy brown --rollouts 120 --seed 1 --simulator envpool)
+brown_gymnasium=(--policy brown --rollouts 20 --seed 2 --simulator gymnasium)
+driven=(--policy controller --rollouts 60 --seed 3 --simulator envpool)
+driven_gymnasium=(--policy controller --rollouts 20 --seed 4 --simulator gymnasium)
+vae=(--epochs 3 --batch-size 64)
+mdrnn=(--epochs 40)
+controller=(--simulator envpool --diagonal --pop-size 32 --n-samples 3 --max-samples 12
+    --patience 100 --eval-every 10 --eval-rollouts 48 --max-generations 100)
+
+# Round one is the quick start: its controller drives in the data of round two.
+first=$logdir/round_1
+LOGDIR=$first bash scripts/quickstart.sh
+source scripts/environment.sh
+make_environment requirements.txt
+cores=$(python -c 'from utils.workers import available_cores; print(available_cores())')
+
+for name in brown brown_gymnasium driven driven_gymnasium; do
+    declare -n options=$name
+    source=()
+    [[ $name == driven* ]] && source=(--logdir "$first")
+    python data/generation_script.py --rootdir "$logdir/data/$name" --threads "$cores" \
+        "${options[@]}" "${source[@]}"
+done
+
+python trainvae.py --logdir "$logdir" --rootdir "$logdir/data" --device cpu "${vae[@]}"
+python trainmdrnn.py --logdir "$logdir" --rootdir "$logdir/data" --device cpu "${mdrnn[@]}"
+python traincontroller.py --logdir "$logdir" --device cpu "${controller[@]}"
+
+for simulator in gymnasium envpool; do
+    python test_controller.py --logdir "$logdir" --device cpu --no-render \
+        --episodes 100 --simulator "$simulator" | tee "$logdir/$simulator.txt"
+done
+tail -n 1 "$logdir/gymnasium.txt" "$logdir/envpool.txt"
