@@ -263,6 +263,8 @@ def train(args: argparse.Namespace) -> None:
         "n-samples": args.n_samples,
         "champion": None,
         "average": torch.from_numpy(evolution.mean),
+        "history": [],  # (generation, steps, seconds, mean return, best return)
+        "evaluations": [],  # (generation, steps, seconds, returns of mean, average, champion)
     }
     checkpoint = folder / "checkpoint.tar"
     if checkpoint.exists():
@@ -356,6 +358,8 @@ def run_generation(
     if n_samples < args.max_samples and reliability(returns) < 0.5:
         state["n-samples"] += 1
         print(f"candidates differ less than by chance: {n_samples + 1} rollouts each from now on")
+    row = (generation, state["steps"], state["seconds"], fitness.mean(), fitness.max())
+    state["history"].append([float(value) for value in row])
     print(
         f"generation {generation}: return mean {fitness.mean():.1f}, best {fitness.max():.1f}, "
         f"worst {fitness.min():.1f}, sigma {evolution.sigma:.4f}, {steps / seconds:.0f} steps/s, "
@@ -397,6 +401,8 @@ def evaluate(
     ) as bar:
         returns = judge.score(np.stack(list(contenders.values())), bar)
     state["evaluated"] = generation
+    row = (generation, state["steps"], state["seconds"], *returns.mean(axis=1))
+    state["evaluations"].append([float(value) for value in row])
     scores = np.nan_to_num(returns.mean(axis=1), nan=-np.inf)
     line = ", ".join(
         f"{name} {r.mean():.1f} +- {r.std():.1f}"

@@ -99,7 +99,11 @@ def test_a_controller_training_that_was_killed_ends_as_if_it_had_not_been(tmp_pa
     assert resumed.returncode == 0 and "continuing after generation" in resumed.stdout
     a, b = (load_checkpoint(tmp_path / n / "ctrl/checkpoint.tar") for n in ("whole", "killed"))
     for state in (a["state"], b["state"]):
+        assert [row[0] for row in state["history"]] == [1, 2, 3]
+        assert [row[0] for row in state["evaluations"]] == [2]
         state.pop("seconds")
+        for row in state["history"] + state["evaluations"]:
+            row[2] = "seconds"
     assert_same(a, b)
     a, b = (load_checkpoint(tmp_path / n / "ctrl/best.tar") for n in ("whole", "killed"))
     assert_same(a, b)
