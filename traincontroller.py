@@ -278,7 +278,7 @@ def train(args: argparse.Namespace) -> None:
                 "trained with; put them back, or use --noreload to start afresh"
             )
         evolution.load_state_dict(stored["cma"])
-        state = stored["state"]
+        state |= stored["state"]
         print(f"{checkpoint}: continuing after generation {state['generation']}")
 
     rollouts = args.pop_size * state["n-samples"]
@@ -357,7 +357,7 @@ def run_generation(
     state["average"] = AVERAGE * state["average"] + (1 - AVERAGE) * mean
     if n_samples < args.max_samples and reliability(returns) < 0.5:
         state["n-samples"] += 1
-        print(f"candidates differ less than by chance: {n_samples + 1} rollouts each from now on")
+        print(f"candidates differ mostly by chance: {n_samples + 1} rollouts each from now on")
     row = (generation, state["steps"], state["seconds"], fitness.mean(), fitness.max())
     state["history"].append([float(value) for value in row])
     print(

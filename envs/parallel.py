@@ -20,6 +20,7 @@ from utils.workers import WorkerPool, available_cores
 
 # Rollouts in a unit of work, which a worker drives in lockstep. Large enough for batches
 # that are fast, small enough that no core waits long for the last one of a generation.
+# It is the most there are; `run_rollouts` makes all units alike.
 UNIT = 32
 
 
@@ -148,7 +149,9 @@ def run_rollouts(
     """
     m, k = len(parameters), len(seeds)
     pairs = [(i, j) for i in range(m) for j in range(k)]
-    size = min(UNIT, -(-len(pairs) // len(pool)))
+    # As many units for each worker, and of one size: none is left alone with the last of them.
+    rounds = -(-len(pairs) // (UNIT * len(pool)))
+    size = -(-len(pairs) // (rounds * len(pool)))
     shares = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     units = [
         Rollouts(
