@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 from utils.checkpoint import load_checkpoint, stage_weights
 from utils.cli import add_logdir, add_seed, positive_float, run_script, script_parser
 
-# Units of work of 8 rollouts, short enough to be finished between two kills.
+# Units of work of 6 and 8 rollouts, short enough to be finished between two kills.
 TRAINING = ["--pop-size", "16", "--n-samples", "1", "--patience", "100", "--device", "cpu"]
-TRAINING += ["--eval-every", "10", "--eval-rollouts", "16", "--max-workers", "2"]
+TRAINING += ["--eval-every", "10", "--eval-rollouts", "4", "--max-workers", "2"]
 MIB = 2**20
 
 

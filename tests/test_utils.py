@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from utils import workers
 from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, set_aside
 from utils.cli import UserError
 from utils.evolution import Evolution
@@ -161,6 +162,9 @@ def setup_squares(index, marks):
         if kind == "raises once" and not mark.exists():
             mark.touch()
             raise ValueError("a bad moment")
+        if kind == "dies" and len(list(marks.glob("died-*"))) < value:  # so many times
+            (marks / f"died-{os.getpid()}").touch()
+            os.kill(os.getpid(), 9)
         if kind == "raises":
             raise ValueError("never any good")
         if kind == "refused":
@@ -204,6 +208,14 @@ def test_pool_gives_up_with_the_workers_own_traceback(tmp_path):
         list(pool.run([("raises", 1)]))
     for process, _ in pool._workers:
         assert not process.is_alive()
+
+
+def test_kills_in_a_row_are_borne_longer_than_errors(tmp_path, monkeypatch):
+    with WorkerPool(1, setup_squares, (tmp_path,), tmp_path / "logs") as pool:
+        assert dict(pool.run([("dies", workers.MAX_ERRORS)])) == {0: workers.MAX_ERRORS**2}
+        monkeypatch.setattr(workers, "MAX_KILLS", 2)
+        with pytest.raises(WorkerError, match="(?s)2 workers failed.*killed by SIGKILL"):
+            list(pool.run([("dies", 99)]))
 
 
 def test_pool_does_not_try_again_what_a_worker_refuses(tmp_path):

@@ -17,8 +17,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-# Workers that may fail in a row without one unit finished, before the pool gives up.
-MAX_FAILURES = 3
+# Workers that may raise in a row without one unit finished, before the pool gives up; and
+# those that may be killed: what kills them from outside may pass, what they raise will not.
+MAX_ERRORS = 3
+MAX_KILLS = 20
 
 
 class WorkerError(Exception):
@@ -71,12 +73,12 @@ class WorkerPool:
 
         Units are given out in their order, one a worker at a time: put the longest first.
         A worker that dies or raises is replaced and its unit is done again, with one line on
-        the terminal. Raises WorkerError after MAX_FAILURES failures without a result,
-        and Refused when a worker does.
+        the terminal. Raises WorkerError after MAX_ERRORS errors or MAX_KILLS kills without a
+        result, and Refused when a worker does.
         """
         waiting = deque(range(len(units)))
         busy: dict[int, int] = {}  # worker -> unit
-        failures = 0
+        errors = kills = 0
         missing = len(units)
         while missing:
             for index, (_, connection) in enumerate(self._workers):
@@ -92,23 +94,25 @@ class WorkerPool:
                     kind, content = connection.recv()
                 except (EOFError, OSError):
                     process.join()
-                    kind, content = "error", f"worker {index} {_cause(process.exitcode)}"
+                    kind = "kill" if process.exitcode < 0 else "error"
+                    content = f"worker {index} {_cause(process.exitcode)}"
                 if kind == "news":
                     if news is not None:
                         news(content)
                 elif kind == "result":
-                    failures = 0
+                    errors = kills = 0
                     missing -= 1
                     yield busy.pop(index), content
                 elif kind == "refused":
                     raise Refused(content)
                 else:
                     waiting.appendleft(busy.pop(index))
-                    failures += 1
+                    errors += kind == "error"
+                    kills += kind == "kill"
                     log = self._log_dir / f"worker_{index}.log"
-                    if failures >= MAX_FAILURES:
+                    if errors >= MAX_ERRORS or kills >= MAX_KILLS:
                         raise WorkerError(
-                            f"{failures} workers failed in a row without finishing anything; "
+                            f"{errors + kills} workers failed in a row without finishing anything; "
                             f"the last error (more in {log}):\n{content}"
                         )
                     if not self._reported:  # the first error in full, the others in a line
