@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from envs.parallel import (
     agent_digest,
@@ -136,8 +137,11 @@ def main() -> None:
     rest = seeds[watched:]
     if rest:
         workers = min(args.max_workers, len(rest))
-        with start_workers(args.logdir, simulator, device, workers, len(rest), driving) as pool:
-            scored = run_rollouts(pool, parameters.numpy(), rest)[0][0]
+        with (
+            start_workers(args.logdir, simulator, device, workers, len(rest), driving) as pool,
+            tqdm(total=len(rest), unit="episode", desc=simulator, leave=False) as bar,
+        ):
+            scored = run_rollouts(pool, parameters.numpy(), rest, bar.update)[0][0]
         for number, value in enumerate(scored, start=watched + 1):
             print(f"episode {number}: return {value:.1f}")
         returns.extend(scored)

@@ -40,6 +40,7 @@ from utils.cli import (
     add_noreload,
     add_seed,
     add_simulator,
+    finite_float,
     natural_int,
     positive_float,
     positive_int,
@@ -74,7 +75,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--sigma", type=positive_float, default=0.1, help="initial step size")
     parser.add_argument(
-        "--target-return", type=float, default=950, help="stop when an evaluation reaches this"
+        "--target-return",
+        type=finite_float,
+        default=950,
+        help="stop when an evaluation reaches this",
     )
     parser.add_argument(
         "--max-generations",
@@ -175,7 +179,10 @@ class Judge:
             return
         print(f"{self.path}: scored under other conditions, evaluating it again")
         returns = self.score(controller.flat_parameters().numpy()[None])[0]
-        self.save(controller.flat_parameters().numpy(), returns, int(state.get("epoch", 0)))
+        if np.isfinite(returns).all():
+            self.save(controller.flat_parameters().numpy(), returns, int(state.get("epoch", 0)))
+        else:
+            print(f"{self.path}: it returns NaN, so anything is better")
 
     def score(self, parameters: np.ndarray, bar: tqdm | None = None) -> np.ndarray:
         """Controllers (m, P) -> returns (m, tracks)."""
@@ -234,9 +241,16 @@ def train(args: argparse.Namespace) -> None:
         raise UserError(f"--max-samples {args.max_samples} is below --n-samples {args.n_samples}")
     driving = Driving(args.memory, args.seed if args.memory == "untrained" else 0, args.actions)
     models = agent_digest(args.logdir, driving)  # missing stages end here
-    simulator = choose_simulator(args.simulator)
 
     folder = args.logdir / "ctrl"
+    checkpoint = folder / "checkpoint.tar"
+    afresh = args.noreload or not checkpoint.exists()
+    stored = None if afresh else load_checkpoint(checkpoint)
+    if stored is not None and "cma" not in stored:
+        raise UserError(f"{checkpoint} is not a controller training; use --noreload")
+    # What a training began with, it goes on with, unless it is told otherwise.
+    begun_with = stored["options"]["simulator"] if stored is not None else "auto"
+    simulator = choose_simulator(begun_with if args.simulator == "auto" else args.simulator)
     if args.noreload:
         set_aside(folder)
     options = {
@@ -266,11 +280,7 @@ def train(args: argparse.Namespace) -> None:
         "history": [],  # (generation, steps, seconds, mean return, best return)
         "evaluations": [],  # (generation, steps, seconds, returns of mean, average, champion)
     }
-    checkpoint = folder / "checkpoint.tar"
-    if checkpoint.exists():
-        stored = load_checkpoint(checkpoint)
-        if "cma" not in stored:
-            raise UserError(f"{checkpoint} is not a controller training; use --noreload")
+    if stored is not None:
         check_options(checkpoint, stored["options"], options)
         if stored["models"] != models:
             raise UserError(
@@ -308,13 +318,15 @@ def train(args: argparse.Namespace) -> None:
 
         while True:
             generation = state["generation"]
-            if generation % args.eval_every == 0 and state["evaluated"] < generation:
+            finished = args.max_generations and generation >= args.max_generations
+            due = finished or generation % args.eval_every == 0
+            if due and state["evaluated"] < generation:
                 evaluate(judge, evolution, state, args.display, writer)
                 save()
             if judge.best >= args.target_return:
                 print(f"target reached: {judge.best:.1f} on {args.eval_rollouts} tracks")
                 break
-            if args.max_generations and generation >= args.max_generations:
+            if finished:
                 best = f"best return {judge.best:.1f}" if judge.best > -np.inf else "not evaluated"
                 print(f"{folder}: {generation} generations done, {best}")
                 break

@@ -7,6 +7,7 @@ epoch, and the latents of all episodes, once, to `logdir/latents/`.
 """
 
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +19,16 @@ from data.latents import encode_episodes
 from data.loaders import WindowLoader
 from models.mdrnn import MDRNN, mdrnn_losses
 from models.vae import VAE, sample_latent
-from utils.checkpoint import load_weights, resume_epochs, save_epoch, set_aside, stage_weights
+from utils.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    resume_epochs,
+    save_epoch,
+    set_aside,
+    stage_weights,
+)
 from utils.cli import (
+    UserError,
     add_device,
     add_logdir,
     add_noreload,
@@ -105,6 +114,18 @@ def run_epoch(
     return means
 
 
+def check_vae(folder: Path, digest: str) -> None:
+    """Raise UserError where the training in `folder` was of the latents of another V."""
+    checkpoint = folder / "checkpoint.tar"
+    if checkpoint.exists():
+        trained_with = load_checkpoint(checkpoint).get("options", {}).get("vae", digest)
+        if trained_with != digest:
+            raise UserError(
+                f"{checkpoint}: the VAE is not the one that this M was trained with; put that one "
+                "back, or use --noreload to start afresh"
+            )
+
+
 def train(args: Namespace) -> None:
     """All epochs, from the latest one that is stored."""
     vae_path = stage_weights(args.logdir, "vae", "python trainvae.py")
@@ -116,11 +137,14 @@ def train(args: Namespace) -> None:
 
     vae = VAE()
     load_weights(vae, vae_path)
+    folder = args.logdir / "mdrnn"
+    digest = weights_digest(vae.encoder)[:16]
+    if not args.noreload:
+        check_vae(folder, digest)
     latents = encode_episodes(files, vae.encoder, args.logdir, device, precision)
     train_files, test_files = split_episodes([file for file in files if file.name in latents])
     print(f"{args.rootdir}: {len(train_files)} episodes to train on, {len(test_files)} held out")
 
-    folder = args.logdir / "mdrnn"
     if args.noreload:
         set_aside(folder)
     options = {
@@ -128,7 +152,7 @@ def train(args: Namespace) -> None:
         "batch-size": args.batch_size,
         "seq-len": args.seq_len,
         "include_reward": args.include_reward,
-        "vae": weights_digest(vae.encoder)[:16],
+        "vae": digest,
     }
 
     torch.manual_seed(args.seed)

@@ -5,6 +5,7 @@ import os
 os.environ["TQDM_DISABLE"] = "1"  # before anything imports tqdm, here and in child processes
 
 import importlib
+import importlib.util
 import json
 import platform
 import sys
@@ -64,10 +65,8 @@ def line(row: Row) -> str:
 
 def plot(rows: list[Row], path: Path) -> None:
     """The growth rows as three small plots."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise UserError("--plot needs matplotlib; pip install matplotlib") from None
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     for axis, word in zip(axes, ("workers", "environments a worker", "episodes"), strict=True):
         chosen = [r for r in rows if r.stage.endswith(word) and r.unit != "MiB"]
@@ -93,6 +92,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.plot and "growth" not in args.only:
         raise UserError("--plot draws the stage growth; add it to --only")
+    for name in ("psutil", "matplotlib"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is missing; pip install -r requirements-dev.txt")
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     rows: list[Row] = []

@@ -14,7 +14,6 @@ import hashlib
 import os
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,11 +75,14 @@ def read_episode(path: Path) -> Episode:
     return Episode(observations, *_clean(arrays, len(observations)))
 
 
-def read_signals(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Only actions (T, 3), rewards (T,) and terminals (T,) of an episode, without its frames."""
+def check_episode(path: Path) -> int:
+    """T of an episode whose headers and signals are in order; its frames are not unpacked.
+
+    Raises BadEpisode where they are not.
+    """
     length = episode_length(path)
-    arrays = _read_arrays(path, KEYS[1:])
-    return _clean(arrays, length)
+    _clean(_read_arrays(path, KEYS[1:]), length)
+    return length
 
 
 def _read_arrays(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -89,15 +91,15 @@ def _read_arrays(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
             return {key: npz[key] for key in keys}
     except KeyError as error:
         raise BadEpisode(f"has no {error}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # damaged bytes make the readers fail in any way there is
         raise BadEpisode(str(error).splitlines()[0] if str(error) else "cannot be read") from None
 
 
 def episode_length(path: Path) -> int:
     """T of an episode, from the headers of its arrays: nothing is decompressed.
 
-    Raises BadEpisode where keys, shapes or types are wrong; the values are checked by
-    `read_episode` alone.
+    Raises BadEpisode where keys, shapes or types are wrong; `check_episode` looks at actions
+    and rewards, and `read_episode` at the frames as well.
     """
     headers = {}
     try:
@@ -118,7 +120,9 @@ def episode_length(path: Path) -> int:
                     headers[key] = np.broadcast_to(np.zeros((), dtype), shape)
     except KeyError as error:
         raise BadEpisode(f"has no {error.args[0]}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except BadEpisode:
+        raise
+    except Exception as error:  # damaged bytes make the readers fail in any way there is
         raise BadEpisode(str(error).splitlines()[0] if str(error) else "cannot be read") from None
     _check(headers["observations"], {key: headers[key] for key in KEYS[1:]})
     return len(headers["observations"])
@@ -158,7 +162,7 @@ def _clean(arrays: dict[str, np.ndarray], length: int) -> tuple[np.ndarray, np.n
 
 
 class EpisodeFile(NamedTuple):
-    """An episode on disk whose headers are in order."""
+    """An episode on disk whose headers and signals are in order."""
 
     path: Path
     name: str  # relative to the root, with forward slashes
@@ -184,7 +188,7 @@ def list_episodes(rootdir: Path) -> list[EpisodeFile]:
                 continue
             relative = path.relative_to(rootdir).as_posix()
             try:
-                files.append(EpisodeFile(path, relative, episode_length(path)))
+                files.append(EpisodeFile(path, relative, check_episode(path)))
             except BadEpisode as reason:
                 bad.append((relative, str(reason)))
     if bad:

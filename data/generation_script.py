@@ -3,7 +3,7 @@
     python data/generation_script.py --rollouts 1000 --rootdir datasets/carracing --threads 8
 
 Episode k is `rootdir/thread_<k mod threads>/rollout_<k>.npz`, and depends on the policy, the
-seed, the simulator and k alone. Run again, it makes only what is missing. Data sets of several
+seed, the simulator and k alone (and the controller, where one drives). Run again, it makes only what is missing. Data sets of several
 policies or simulators lie in sub-folders of one folder, which is then V's and M's --rootdir.
 """
 
@@ -94,6 +94,8 @@ def agree_with(rootdir: Path, args: Namespace) -> str:
     """
     note = rootdir / "generation.json"
     asked = {"policy": args.policy, "seed": args.seed, "simulator": args.simulator}
+    if args.policy != "controller" and args.logdir is not None:
+        raise UserError(f"--logdir is for --policy controller, not for --policy {args.policy}")
     if args.policy == "controller":
         asked |= {"noise": args.noise, "logdir": controller_digest(args.logdir)}
     if note.exists():
@@ -188,6 +190,11 @@ def generate(args: Namespace) -> None:
         ) as pool:
             for _ in pool.run(units, news):
                 pass
+    if len(made) < len(missing):
+        raise UserError(
+            f"{len(missing) - len(made)} of {len(missing)} episodes ended in actions or rewards "
+            "that are NaN and were not written; train what drives them again"
+        )
     print(f"{rootdir}: {len(made)} episodes written, {sum(made.values())} frames")
 
 

@@ -138,6 +138,6 @@ def _read_cached(path: Path, source: Path) -> LatentEpisode | None:
             if not np.array_equal(npz["source"], _source(source)):
                 return None
             return LatentEpisode(*(npz[key] for key in LatentEpisode._fields))
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except Exception as error:  # damaged bytes make the reader fail in any way there is
         print(f"latents: {path} is damaged ({error}) and is made again")
         return None

@@ -23,8 +23,8 @@ class FrameLoader:
 
     An epoch takes the episodes in random order, reads as many as fit in half the buffer,
     draws their frames in random order, and reads the next half in the background meanwhile.
-    Every frame comes once an epoch. A data set that fits in half the buffer is read once and
-    kept. Frames stay uint8; the half in use lies on `device`.
+    Every frame comes once an epoch. A data set that fits in half the buffer, or in a third of
+    a GPU's free memory, is read once and kept. Frames stay uint8 and lie on `device`.
     """
 
     def __init__(
@@ -38,7 +38,10 @@ class FrameLoader:
         self.files, self.batch_size, self.device = files, batch_size, device
         self.shuffle = shuffle
         self.half = buffer_bytes // 2
-        self.fits = sum(file.length for file in files) * FRAME_BYTES <= self.half
+        whole = sum(file.length for file in files) * FRAME_BYTES
+        # A GPU keeps the data set where that takes a third of its free memory at most.
+        room = torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else 0
+        self.fits = whole <= max(self.half, room)
         self._kept: Tensor | None = None
         self._bad: dict[str, str] = {}
 
@@ -109,7 +112,9 @@ class FrameLoader:
         """The frames of some episodes, (N, 64, 64, 3) uint8 on the device."""
         if self._kept is not None:
             return self._kept
-        buffer = torch.empty((sum(file.length for file in chunk), SIZE, SIZE, 3), dtype=torch.uint8)
+        length = sum(file.length for file in chunk)
+        shape = (length, SIZE, SIZE, 3)
+        buffer = torch.empty(shape, dtype=torch.uint8, device=self.device)
         end, bad = 0, []
         for file in chunk:
             try:
@@ -125,7 +130,7 @@ class FrameLoader:
             warn_skipped(bad)
             if len(self._bad) == len(self.files):
                 raise UserError("none of the episodes can be read; generate them again")
-        frames = buffer[:end].to(self.device)
+        frames = buffer[:end]
         if self.fits:
             self._kept = frames
         return frames

@@ -79,15 +79,36 @@ def load_controller(path: Path) -> tuple[Controller, Driving, dict]:
 
 
 def setup_worker(
-    index: int, logdir: Path, simulator: str, device: str, driving: Driving, workers: int
+    index: int,
+    logdir: Path,
+    simulator: str,
+    device: str,
+    driving: Driving,
+    models: str,
+    workers: int,
 ) -> Callable:
-    """What a worker process of `workers` does with Rollouts: (returns (n,), lengths (n,))."""
+    """What a worker process of `workers` does with Rollouts: (returns (n,), lengths (n,)).
+
+    `models` is the fingerprint of the V and M that all workers drive with.
+    """
     threads = max(1, available_cores() // workers)
     torch.set_num_threads(threads)
     if device == "cuda":
         device = f"cuda:{index % torch.cuda.device_count()}"
     chosen = choose_device(device)
-    agent = load_agent(logdir, chosen, fast_precision(chosen), driving)
+    no_memory = (
+        f"{chosen} has not enough memory for worker {index} of {workers}; "
+        "use a smaller --max-workers, or more GPUs in CUDA_VISIBLE_DEVICES"
+    )
+    if agent_digest(logdir, driving) != models:
+        raise UserError(
+            f"V or M in {logdir} changed while the workers were driving; what was saved before is "
+            "kept. Put them back, or start afresh with --noreload"
+        )
+    try:
+        agent = load_agent(logdir, chosen, fast_precision(chosen), driving)
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(no_memory) from error
     print(f"worker {index}: {chosen}, {threads} threads", flush=True)
     underway, told = False, False
 
@@ -105,10 +126,7 @@ def setup_worker(
             policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
             results = play(environments, n, n, policy, watch, unit.patience)
         except torch.cuda.OutOfMemoryError as error:
-            raise UserError(
-                f"{chosen} has not enough memory for worker {index} of {workers}; "
-                "use a smaller --max-workers, or more GPUs in CUDA_VISIBLE_DEVICES"
-            ) from error
+            raise UserError(no_memory) from error
         finally:
             environments.close()
         if chosen.type == "cuda" and not told:
@@ -131,7 +149,7 @@ def start_workers(
     """Workers for batches of `rollouts`, never more than there is work."""
     count = min(max_workers, rollouts)
     name = "cuda" if device.type == "cuda" and device.index is None else str(device)
-    arguments = (logdir, simulator, name, driving, count)
+    arguments = (logdir, simulator, name, driving, agent_digest(logdir, driving), count)
     return WorkerPool(count, setup_worker, arguments, logdir / "tmp")
 
 

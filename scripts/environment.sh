@@ -9,7 +9,13 @@ make_environment() {
         exit 2
     fi
     stamp=.venv/installed-${requirements%.txt}
-    if [ ! -e .venv/bin/python ]; then
+    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then
+        echo "error: '$python' is Python 3.14 or newer, for which Box2D has no wheel yet;" \
+            "set PYTHON=/path/to/python3.13" >&2
+        exit 2
+    fi
+    if ! .venv/bin/python -m pip --version > /dev/null 2>&1; then  # none, or half of one
+        rm -rf .venv
         "$python" -m venv .venv || {
             echo "error: no virtual environment could be made; install Python's venv module" >&2
             exit 2

@@ -8,7 +8,6 @@ Needs matplotlib (requirements-dev.txt).
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,6 +38,10 @@ def main() -> None:
         raise UserError(f"{path} has no history of generations; train the controller first")
     history, evaluations = np.array(state["history"]), np.array(state["evaluations"])
 
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("matplotlib is missing; pip install -r requirements-dev.txt") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

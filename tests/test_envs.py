@@ -4,13 +4,22 @@ import torch
 from conftest import make_experiment
 
 from envs import simulator
-from envs.parallel import agent_digest, load_agent, run_rollouts, start_workers
+from envs.parallel import (
+    UNIT,
+    agent_digest,
+    load_agent,
+    run_rollouts,
+    setup_worker,
+    start_workers,
+)
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import GymnasiumSimulator, make_simulator
 from envs.tracks import PURPOSES, track_seeds
-from models.agent import Driving
+from models.agent import PAPER, Driving
 from models.controller import PARAMETERS, Controller
+from utils.cli import UserError
 from utils.learning import fast_precision
+from utils.workers import available_cores
 
 SIMULATORS = ["envpool", "gymnasium"]
 CPU = torch.device("cpu")
@@ -240,6 +249,35 @@ def test_an_untrained_memory_is_the_same_again_from_its_seed(tmp_path):
     digests = [agent_digest(logdir, Driving("untrained", seed)) for seed in (1, 1, 2)]
     assert digests[0] == digests[1] != digests[2]
     assert load_agent(logdir, CPU, torch.float32, Driving("none")).mdrnn is None
+
+
+def test_a_worker_refuses_other_models_than_its_fellows(experiment):
+    digest = agent_digest(experiment, PAPER)
+    setup_worker(0, experiment, "gymnasium", "cpu", PAPER, digest, available_cores())
+    with pytest.raises(UserError, match="changed while the workers were driving"):
+        setup_worker(0, experiment, "gymnasium", "cpu", PAPER, "another", available_cores())
+
+
+def test_units_are_alike_and_as_many_for_each_worker():
+    class Pool:
+        def __init__(self, workers):
+            self.workers = workers
+
+        def __len__(self):
+            return self.workers
+
+        def run(self, units, news):
+            self.sizes = [len(unit.seeds) for unit in units]
+            for i, unit in enumerate(units):
+                yield i, (np.array(unit.seeds, float), np.ones(len(unit.seeds), np.int64))
+
+    for workers, m, k in ((2, 32, 3), (2, 32, 4), (4, 3, 100), (8, 96, 3), (3, 2, 1), (2, 5, 7)):
+        pool = Pool(workers)
+        returns, _ = run_rollouts(pool, np.zeros((m, 867)), list(range(k)))
+        np.testing.assert_array_equal(returns, np.tile(np.arange(k), (m, 1)))
+        assert sum(pool.sizes) == m * k and max(pool.sizes) <= UNIT
+        rounds = -(-len(pool.sizes) // workers)
+        assert rounds * max(pool.sizes) * workers < m * k + workers * rounds
 
 
 def test_agent_has_all_parameters_of_a_controller(experiment):

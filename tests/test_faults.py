@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, make_experiment, run_script, write_dataset
 
-from data.episodes import list_episodes
+from data.episodes import list_episodes, read_episode, write_episode
 from traincontroller import reliability, worst_for_nan
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
@@ -100,7 +100,7 @@ def test_a_controller_training_that_was_killed_ends_as_if_it_had_not_been(tmp_pa
     a, b = (load_checkpoint(tmp_path / n / "ctrl/checkpoint.tar") for n in ("whole", "killed"))
     for state in (a["state"], b["state"]):
         assert [row[0] for row in state["history"]] == [1, 2, 3]
-        assert [row[0] for row in state["evaluations"]] == [2]
+        assert [row[0] for row in state["evaluations"]] == [2, 3]
         state.pop("seconds")
         for row in state["history"] + state["evaluations"]:
             row[2] = "seconds"
@@ -149,7 +149,7 @@ def test_thirty_kills_at_random_moments_leave_every_checkpoint_whole(tmp_path):
 
 def test_a_killed_worker_changes_nothing(tmp_path):
     pytest.importorskip("envpool")
-    options = ["--pop-size", 4, "--n-samples", 1, "--eval-every", 100, "--max-generations", 1]
+    options = ["--pop-size", 4, "--n-samples", 1, "--eval-rollouts", 1, "--max-generations", 1]
     command = ["traincontroller.py", *options, "--device", "cpu"]
     for name in ("quiet", "faults"):
         shutil.rmtree(make_experiment(tmp_path / name) / "ctrl")
@@ -228,6 +228,39 @@ def hostile_vae(tmp_path):
     torch.save({"state_dict": Payload(tmp_path / "ran")}, tmp_path / "exp/vae/best.tar")
 
 
+def truncated_mdrnn(tmp_path):
+    path = tmp_path / "exp/mdrnn/best.tar"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def hostile_checkpoints(tmp_path):
+    for stage in ("vae", "mdrnn", "ctrl"):
+        torch.save({"cma": Payload(tmp_path / "ran")}, tmp_path / "exp" / stage / "checkpoint.tar")
+
+
+def smaller_controller(tmp_path):
+    weights = {"fc.weight": torch.zeros(3, 64), "fc.bias": torch.zeros(3)}
+    save_checkpoint(tmp_path / "exp/ctrl/best.tar", {"state_dict": weights})
+
+
+def nan_rewards(tmp_path):
+    for path in (tmp_path / "data/thread_0").iterdir():
+        episode = read_episode(path)
+        episode.rewards[3] = np.nan
+        write_episode(path, episode)
+
+
+def encrypted(tmp_path):
+    for path in (tmp_path / "data").rglob("*.npz"):
+        content = bytearray(path.read_bytes())
+        for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            start = content.find(signature)
+            while start >= 0:
+                content[start + flags] |= 1
+                start = content.find(signature, start + 4)
+        path.write_bytes(content)
+
+
 def smaller_vae(tmp_path):
     from models.vae import VAE
 
@@ -283,6 +316,14 @@ MISTAKES = [
     (hostile_vae, VAE_RUN, "vae/best.tar.*nothing in it was run"),
     (hostile_vae, TEST_RUN, "vae/best.tar.*nothing in it was run"),
     (hostile_controller, TEST_RUN, "ctrl/best.tar.*nothing in it was run"),
+    (truncated_mdrnn, CTRL_RUN, "mdrnn/best.tar is damaged"),
+    (hostile_controller, CTRL_RUN, "ctrl/best.tar.*nothing in it was run"),
+    (hostile_checkpoints, VAE_RUN, "vae/checkpoint.tar.*nothing in it was run"),
+    (hostile_checkpoints, RNN_RUN, "mdrnn/checkpoint.tar.*nothing in it was run"),
+    (hostile_checkpoints, CTRL_RUN, "ctrl/checkpoint.tar.*nothing in it was run"),
+    (smaller_controller, TEST_RUN, "ctrl/best.tar is of another model.*size mismatch"),
+    (nan_rewards, VAE_RUN, "at least two"),
+    (encrypted, VAE_RUN, "no usable episode"),
     (smaller_vae, RNN_RUN, "another model.*size mismatch"),
     (no_mdrnn, CTRL_RUN, "python trainmdrnn.py --logdir exp"),
     (video_is_a_folder, [*TEST_RUN, "--video", "taken.mp4"], "taken.mp4"),
@@ -290,6 +331,11 @@ MISTAKES = [
     (nothing, [*VAE_RUN, "--batch-size", -3], "--batch-size.*at least 1"),
     (nothing, [*VAE_RUN, "--learning-rate", "nan"], "--learning-rate"),
     (nothing, [*VAE_RUN, "--device", "cuda:7"], "cuda:7"),
+    (nothing, [*VAE_RUN, "--device", "cuda"], "0 GPUs are visible"),
+    (nothing, [*VAE_RUN, "--seed", 2**64], "--seed.*below"),
+    (nothing, [*CTRL_RUN, "--target-return", "nan"], "--target-return.*finite"),
+    (nothing, [*CTRL_RUN, "--max-workers", 0], "--max-workers.*at least 1"),
+    (nothing, [*MAKE_RUN, "--logdir", "exp"], "--logdir is for --policy controller"),
     (nothing, [*VAE_RUN, "--device", "abacus"], "abacus"),
     (nothing, [*RNN_RUN, "--seq-len", 500], "--seq-len 500"),
     (nothing, [*CTRL_RUN, "--pop-size", 1], "--pop-size.*at least 2"),

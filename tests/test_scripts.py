@@ -203,6 +203,31 @@ def test_the_trained_controller_drives_for_a_second_round_of_data(experiment, tm
     assert another.returncode == 2 and "--policy brown" in another.stderr
 
 
+def test_a_controller_that_acts_nan_makes_no_data_and_it_is_said(experiment, tmp_path):
+    best = load_checkpoint(experiment / "ctrl/best.tar")
+    best["state_dict"]["fc.bias"][:] = np.nan
+    save_checkpoint(experiment / "ctrl/best.tar", best)
+    drive = ["--policy", "controller", "--logdir", experiment, "--rollouts", 2, "--threads", 1]
+    done = generate(tmp_path, *drive)
+    assert done.returncode == 2 and "2 of 2 episodes ended in actions" in done.stderr
+
+
+def test_m_of_another_vae_is_refused_before_anything_is_encoded(experiment, tmp_path):
+    data = write_dataset(tmp_path / "data", [40, 40])
+    shutil.rmtree(experiment / "mdrnn")
+    command = ["trainmdrnn.py", "--logdir", experiment, "--rootdir", data, "--epochs", 1]
+    run_script(*command, cwd=tmp_path).check_returncode()
+    (latents,) = (experiment / "latents").iterdir()
+    state = load_checkpoint(experiment / "vae/best.tar")
+    state["state_dict"]["encoder.fc_mu.bias"] += 1
+    save_checkpoint(experiment / "vae/best.tar", state)
+    done = run_script(*command, cwd=tmp_path)
+    assert done.returncode == 2 and "the VAE is not the one" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and latents.is_dir()
+    assert run_script(*command, "--noreload", cwd=tmp_path).returncode == 0
+    assert not latents.exists()
+
+
 def test_a_variant_of_the_controller_is_trained_resumed_and_tested(experiment, tmp_path):
     (experiment / "mdrnn/best.tar").unlink()  # it needs none
     shutil.rmtree(experiment / "ctrl")
@@ -212,6 +237,7 @@ def test_a_variant_of_the_controller_is_trained_resumed_and_tested(experiment, t
     train = lambda *more: run_script("traincontroller.py", *options, *more, cwd=tmp_path)  # noqa: E731
     first = train("--max-generations", 1)
     assert first.returncode == 0 and "2 rollouts each from now on" in first.stdout
+    assert (experiment / "ctrl/best.tar").exists()  # the last generation is evaluated in any case
     state = load_checkpoint(experiment / "ctrl/checkpoint.tar")
     assert state["state"]["n-samples"] == 2
     mean = state["cma"]["es"]["mean"]

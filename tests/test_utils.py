@@ -10,7 +10,7 @@ from utils import workers
 from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, set_aside
 from utils.cli import UserError
 from utils.evolution import Evolution
-from utils.files import atomic_write
+from utils.files import TEMPORARY, atomic_write
 from utils.learning import EarlyStopping, seed_epoch
 from utils.workers import Refused, WorkerError, WorkerPool
 
@@ -74,6 +74,13 @@ def test_a_write_that_fails_keeps_what_was_there(tmp_path):
         file.write(b"half")
         raise RuntimeError
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    (tmp_path / f".c.tar.123{TEMPORARY}").write_text("half")
+    (tmp_path / f".d.tar.123{TEMPORARY}").write_text("another's")
+    save_checkpoint(tmp_path / "c.tar", {"a": 1})
+    assert {p.name for p in tmp_path.iterdir()} == {"c.tar", f".d.tar.123{TEMPORARY}"}
 
 
 def test_set_aside_keeps_everything_under_another_name(tmp_path, capsys):
@@ -214,7 +221,7 @@ def test_kills_in_a_row_are_borne_longer_than_errors(tmp_path, monkeypatch):
     with WorkerPool(1, setup_squares, (tmp_path,), tmp_path / "logs") as pool:
         assert dict(pool.run([("dies", workers.MAX_ERRORS)])) == {0: workers.MAX_ERRORS**2}
         monkeypatch.setattr(workers, "MAX_KILLS", 2)
-        with pytest.raises(WorkerError, match="(?s)2 workers failed.*killed by SIGKILL"):
+        with pytest.raises(WorkerError, match=r"(?s)2 workers failed.*killed by SIGKILL"):
             list(pool.run([("dies", 99)]))
 
 

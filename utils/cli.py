@@ -1,6 +1,7 @@
 """What the command lines share: options, their types, and errors for the person at the terminal."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,15 @@ def run_script(main: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; not every script imports torch
+            raise
+        print(
+            f"{Path(sys.argv[0]).name}: error: the GPU has not enough memory; use a smaller "
+            "--batch-size or --max-workers, or --device cpu; what was saved before is kept",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except WorkerError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -55,11 +65,27 @@ def natural_int(text: str) -> int:
     return value
 
 
+def seed_int(text: str) -> int:
+    """argparse type: what every generator of random numbers takes as a seed."""
+    value = natural_int(text)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be below 2^63, not {text}")
+    return value
+
+
 def positive_float(text: str) -> float:
     """argparse type: a finite number above 0."""
     value = _number(float, text, "a number")
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0 and finite, not {text}")
+    return value
+
+
+def finite_float(text: str) -> float:
+    """argparse type: a number that is neither NaN nor infinite."""
+    value = _number(float, text, "a number")
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be finite, not {text}")
     return value
 
 
@@ -109,7 +135,7 @@ def add_rootdir(parser: argparse.ArgumentParser) -> None:
 
 
 def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--seed", type=natural_int, default=0, help=f"seed of {what}")
+    parser.add_argument("--seed", type=seed_int, default=0, help=f"seed of {what}")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

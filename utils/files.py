@@ -1,6 +1,7 @@
 """Files that are complete or absent, and folders that one process at a time writes to."""
 
 import fcntl
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file that takes the name `path` only when the block ended without an error.
 
     A process that is killed in between leaves at most a file that ends in `.tmp`, which
-    nothing reads; an error removes it, and what was at `path` stays.
+    nothing reads and the next write of `path` removes; an error removes it at once, and what
+    was at `path` stays. One process at a time writes a path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY}"):
+        stale.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:

@@ -12,7 +12,7 @@ from utils.cli import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for `--device NAME`; `auto` takes a GPU where there is one. Says which.
+    """The device for `--device NAME`; `auto` takes a GPU where there is one.
 
     Raises UserError for a device that does not exist.
     """
