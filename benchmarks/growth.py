@@ -46,7 +46,7 @@ def environments_rate(n: int) -> float:
 
 
 def epoch_seconds(episodes: int) -> float:
-    """Seconds of an epoch of VAE training, after one that read the files."""
+    """Seconds of an epoch of VAE training, the reading of the files included."""
     device = choose_device("auto")
     loader = FrameLoader(list_episodes(dataset())[:episodes], 32, device, shuffle=True)
     model = VAE().to(device)

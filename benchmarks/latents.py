@@ -27,7 +27,7 @@ def measure() -> list[Row]:
         return frames
 
     def forward(batch_size: int):
-        model = Encoder().to(device, precision).eval()
+        model = Encoder().to(device, precision, memory_format=torch.channels_last).eval()
         x = torch.randint(0, 256, (batch_size, 64, 64, 3), dtype=torch.uint8, device=device)
         x = pixels_to_unit(x, precision)
 

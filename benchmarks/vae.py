@@ -6,7 +6,7 @@ import torch
 from benchmarks.measure import Row, median_rates, row
 from benchmarks.setting import dataset
 from data.episodes import list_episodes
-from data.loaders import FrameLoader
+from data.loaders import FRAME_BYTES, FrameLoader
 from models.vae import VAE, vae_loss
 from trainvae import run_epoch
 from utils.frames import pixels_to_unit
@@ -41,7 +41,9 @@ def measure() -> list[Row]:
     device = choose_device("auto")
     precision = fast_precision(device)
     files = list_episodes(dataset())[:4]
-    loader = FrameLoader(files, BATCH_SIZE, device, shuffle=True)
+    # So small a buffer that every epoch reads the files, as it does for a large data set.
+    buffer = 2 * max(file.length for file in files) * FRAME_BYTES
+    loader = FrameLoader(files, BATCH_SIZE, device, shuffle=True, buffer_bytes=buffer)
     model = VAE().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
