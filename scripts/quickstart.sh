@@ -10,6 +10,9 @@ logdir=${LOGDIR:-quickstart}
 cores=$(python -c 'from utils.workers import available_cores; print(available_cores())')
 stage() { printf '\n== %s\n' "$*"; }
 
+stage "a controller that was trained before: pretrained/"
+python test_controller.py --logdir pretrained --device cpu --video "$logdir/pretrained.mp4"
+
 stage "1/5 data: episodes with the random policy"
 python data/generation_script.py --rootdir "$logdir/data" --rollouts 40 --threads "$cores"
 
@@ -40,5 +43,6 @@ printf '%-36s %s\n' \
     "before training (random controller):" "$(tail -n 1 "$logdir/before.txt")" \
     "after training, on the same tracks:" "$(tail -n 1 "$logdir/after.txt")" \
     "video of the driving:" "$logdir/controller.mp4" \
+    "video of the pretrained controller:" "$logdir/pretrained.mp4" \
     "originals over reconstructions:" "$picture" \
     "logdir:" "$logdir"
