@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from data.episodes import list_episodes, split_episodes
+from data.episodes import list_episodes, split_readable
 from data.loaders import FrameLoader
 from models.vae import LATENT_SIZE, VAE, vae_loss
 from utils.checkpoint import resume_epochs, save_epoch, set_aside
@@ -131,7 +131,7 @@ def train(args: Namespace) -> None:
     device = choose_device(args.device)
     precision = fast_precision(device)
     print(describe(device, precision))
-    train_files, test_files = split_episodes(list_episodes(args.rootdir))
+    train_files, test_files = split_readable(list_episodes(args.rootdir))
     print(f"{args.rootdir}: {len(train_files)} episodes to train on, {len(test_files)} held out")
 
     folder = args.logdir / "vae"

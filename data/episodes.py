@@ -225,3 +225,23 @@ def split_episodes(files: list[EpisodeFile]) -> tuple[list[EpisodeFile], list[Ep
         [file for file in files if file.name not in held_out],
         [file for file in files if file.name in held_out],
     )
+
+
+def split_readable(files: list[EpisodeFile]) -> tuple[list[EpisodeFile], list[EpisodeFile]]:
+    """`split_episodes` with held-out episodes that can all be read to their last frame.
+
+    Those that cannot are left out with a warning, and others are held out in their place.
+    """
+    while True:
+        training, held_out = split_episodes(files)
+        bad = []
+        for file in held_out:
+            try:
+                read_episode(file.path)
+            except BadEpisode as reason:
+                bad.append((file.name, str(reason)))
+        if not bad:
+            return training, held_out
+        warn_skipped(bad)
+        names = {name for name, _ in bad}
+        files = [file for file in files if file.name not in names]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, make_experiment, run_script, write_dataset
 
-from data.episodes import list_episodes, read_episode, write_episode
+from data.episodes import list_episodes, read_episode, split_episodes, write_episode
 from traincontroller import reliability, worst_for_nan
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
@@ -418,6 +418,24 @@ def test_a_display_that_does_not_answer_is_said_and_a_video_written(experiment, 
     assert done.returncode == 0, done.stderr
     assert "the display :9876 cannot be opened" in done.stdout
     assert (experiment / "controller.mp4").stat().st_size > 10_000
+
+
+def test_damaged_frames_of_the_only_held_out_episode_hold_another_one_out(tmp_path):
+    data = write_dataset(tmp_path / "data", [30, 30, 30])
+    (held_out,) = split_episodes(list_episodes(data))[1]
+    content = bytearray(held_out.path.read_bytes())
+    middle = len(content) // 2  # within the frames, which come first and are most of it
+    content[middle : middle + 100] = bytes(100)
+    held_out.path.write_bytes(content)
+    assert len(list_episodes(data)) == 3  # what a list looks at is in order
+    command = ["trainvae.py", *SMALL_VAE, "--logdir", "exp", "--rootdir", data, "--epochs", 1]
+    done = run_script(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"skipped 1 unusable episodes ({held_out.name}" in done.stderr
+    assert "1 episodes to train on, 1 held out" in done.stdout
+    command = ["trainmdrnn.py", *SMALL_RNN, "--logdir", "exp", "--rootdir", data, "--epochs", 1]
+    done = run_script(*command, cwd=tmp_path)
+    assert done.returncode == 0 and "1 episodes to train on, 1 held out" in done.stdout
 
 
 def test_full_disk_while_a_checkpoint_is_written(tmp_path):
