@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The full experiment, from nothing to the scores on 100 tracks, in at most 4 hours on 2 cores
-# without a GPU. Stopped at any point and run again, it continues. LOGDIR chooses another folder.
+# The full experiment, from nothing to the scores on 100 tracks. Meant for 4 hours on 2 cores
+# without a GPU, which has not been measured in one go yet. Stopped at any point and run again, it continues. LOGDIR chooses another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
