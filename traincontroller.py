@@ -47,7 +47,7 @@ from utils.cli import (
     run_script,
     script_parser,
 )
-from utils.evolution import Evolution
+from utils.evolution import Evolution, reliability
 from utils.files import exclusive
 from utils.learning import choose_device, fast_precision
 from utils.workers import WorkerPool, available_cores
@@ -215,23 +215,6 @@ def worst_for_nan(returns: np.ndarray) -> np.ndarray:
         print(f"{bad.sum()} candidates acted or returned NaN and get the worst fitness")
         fitness[bad] = fitness[~bad].min()
     return fitness
-
-
-def reliability(returns: np.ndarray) -> float:
-    """The share of the candidates' differences in mean return (m, k) that is not chance.
-
-    Two-way analysis of variance without interaction: what is left of the returns after the
-    means of candidates and of tracks are taken off is noise. 1: no noise; 0: nothing else.
-    0 as well for a single track, of which nothing can be told. NaN rows are left out.
-    """
-    returns = returns[np.isfinite(returns).all(axis=1)]
-    m, k = returns.shape
-    differences = returns.mean(axis=1).var(ddof=1) if m > 1 else 0
-    if k == 1 or differences == 0:
-        return 0.0
-    rest = returns - returns.mean(1, keepdims=True) - returns.mean(0) + returns.mean()
-    noise = (rest**2).sum() / ((m - 1) * (k - 1)) / k
-    return float(np.clip(1 - noise / differences, 0, 1))
 
 
 def train(args: argparse.Namespace) -> None:

@@ -17,9 +17,10 @@ import torch
 from conftest import ROOT, make_experiment, run_script, write_dataset
 
 from data.episodes import list_episodes, read_episode, split_episodes, write_episode
-from traincontroller import reliability, worst_for_nan
+from traincontroller import worst_for_nan
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
+from utils.evolution import reliability
 from utils.files import exclusive
 
 SMALL_VAE = ["--batch-size", 8, "--nosamples", "--device", "cpu"]

@@ -76,6 +76,23 @@ class Evolution:
         }
 
 
+def reliability(returns: np.ndarray) -> float:
+    """The share of the candidates' differences in mean return (m, k) that is not chance.
+
+    Two-way analysis of variance without interaction: what is left of the returns after the
+    means of candidates and of tracks are taken off is noise. 1: no noise; 0: nothing else.
+    0 as well for a single track, of which nothing can be told. NaN rows are left out.
+    """
+    returns = returns[np.isfinite(returns).all(axis=1)]
+    m, k = returns.shape
+    differences = returns.mean(axis=1).var(ddof=1) if m > 1 else 0
+    if k == 1 or differences == 0:
+        return 0.0
+    rest = returns - returns.mean(1, keepdims=True) - returns.mean(0) + returns.mean()
+    noise = (rest**2).sum() / ((m - 1) * (k - 1)) / k
+    return float(np.clip(1 - noise / differences, 0, 1))
+
+
 def _storable(value) -> bool:
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "biuf"
