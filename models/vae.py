@@ -1,4 +1,8 @@
-"""V: the convolutional variational autoencoder (paper, section 2.1 and appendix A.1)."""
+"""V: the convolutional variational autoencoder (paper, section 2.1 and appendix A.1).
+
+`relu_` works in place: a layer's output is too large for the caches, and a second copy of it
+costs an eighth of the encoder's time.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +25,10 @@ class Encoder(nn.Module):
 
     def features(self, frames: Tensor) -> Tensor:
         """Frames (N, 3, 64, 64) in [0, 1] -> features (N, 1024)."""
-        x = F.relu(self.conv1(frames))  # (N, 32, 31, 31)
-        x = F.relu(self.conv2(x))  # (N, 64, 14, 14)
-        x = F.relu(self.conv3(x))  # (N, 128, 6, 6)
-        x = F.relu(self.conv4(x))  # (N, 256, 2, 2)
+        x = F.relu_(self.conv1(frames))  # (N, 32, 31, 31)
+        x = F.relu_(self.conv2(x))  # (N, 64, 14, 14)
+        x = F.relu_(self.conv3(x))  # (N, 128, 6, 6)
+        x = F.relu_(self.conv4(x))  # (N, 256, 2, 2)
         return x.flatten(1)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,13 +54,13 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Latents (N, 32) -> frames (N, 3, 64, 64) in [0, 1]."""
-        x = F.relu(self.fc1(z))  # (N, 1024), the channels of a 1x1 image
+        x = F.relu_(self.fc1(z))  # (N, 1024), the channels of a 1x1 image
         # A transposed convolution of a 1x1 image is a matrix product, and much faster as one.
         weight, bias = self.deconv1.weight, self.deconv1.bias
         x = (x @ weight.flatten(1)).unflatten(1, weight.shape[1:]) + bias[:, None, None]
-        x = F.relu(x).contiguous(memory_format=torch.channels_last)  # (N, 128, 5, 5)
-        x = F.relu(self.deconv2(x))  # (N, 64, 13, 13)
-        x = F.relu(self.deconv3(x))  # (N, 32, 30, 30)
+        x = F.relu_(x).contiguous(memory_format=torch.channels_last)  # (N, 128, 5, 5)
+        x = F.relu_(self.deconv2(x))  # (N, 64, 13, 13)
+        x = F.relu_(self.deconv3(x))  # (N, 32, 30, 30)
         return torch.sigmoid(self.deconv4(x))
 
 
