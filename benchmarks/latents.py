@@ -5,7 +5,7 @@ import shutil
 import torch
 
 from benchmarks.measure import Row, median_rates, row
-from benchmarks.setting import dataset, folder
+from benchmarks.setting import folder, many_episodes
 from data.episodes import list_episodes
 from data.latents import encode_episodes
 from models.vae import Encoder
@@ -16,7 +16,7 @@ from utils.learning import choose_device, fast_precision
 def measure() -> list[Row]:
     device = choose_device("auto")
     precision = fast_precision(device)
-    files = list_episodes(dataset())
+    files = list_episodes(many_episodes(64))
     frames = sum(file.length for file in files)
     encoder = Encoder()
     logdir = folder() / "latents"

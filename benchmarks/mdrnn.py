@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Row, median_rates, row
-from benchmarks.setting import dataset, folder
+from benchmarks.setting import folder, many_episodes
 from data.episodes import list_episodes, read_episode
 from data.latents import encode_episodes
 from data.loaders import WindowLoader
@@ -20,7 +20,7 @@ BATCH_SIZE, SEQ_LEN = 16, 32  # the defaults of trainmdrnn.py
 def measure() -> list[Row]:
     device = choose_device("auto")
     precision = fast_precision(device)
-    files = list_episodes(dataset())
+    files = list_episodes(many_episodes(64))
     latents = encode_episodes(files, Encoder(), folder() / "mdrnn", device, precision)
     loader = WindowLoader(list(latents.values()), BATCH_SIZE, SEQ_LEN, device, shuffle=True)
     transitions = len(loader.starts(np.random.default_rng(0))) * SEQ_LEN
@@ -63,7 +63,7 @@ def measure() -> list[Row]:
     anew_model, anew_optimizer = trainer()
 
     def anew() -> int:
-        for _ in range(4):
+        for _ in range(8):
             starts = torch.randint(0, len(frames) - SEQ_LEN - 1, (BATCH_SIZE,), device=device)
             rows = starts + torch.arange(SEQ_LEN + 1, device=device)[:, None]
             with torch.inference_mode():
@@ -73,7 +73,7 @@ def measure() -> list[Row]:
             train_on(anew_model, anew_optimizer, drawn[:-1].clone(), drawn[1:].clone(), window)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return 4 * BATCH_SIZE * SEQ_LEN
+        return 8 * BATCH_SIZE * SEQ_LEN
 
     rates = median_rates({"ours": ours, "bare": bare, "anew": anew})
     stage = f"MDN-RNN training, batch {BATCH_SIZE}"
