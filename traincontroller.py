@@ -52,8 +52,10 @@ from utils.files import exclusive
 from utils.learning import choose_device, fast_precision
 from utils.workers import WorkerPool, available_cores
 
-# Of the running average of the distribution's means: about the last ten generations.
-AVERAGE = 0.9
+# Generations in the running average of the distribution's means: so many, or, where that is more,
+# this share of all so far. Near its end a search walks around the optimum, and the longer the
+# average, the nearer it comes (Polyak and Juditsky 1992).
+AVERAGE_GENERATIONS, AVERAGE_SHARE = 10, 0.25
 
 
 def population(text: str) -> int:
@@ -349,7 +351,8 @@ def run_generation(
     state["seconds"] += seconds
     state["champion"] = torch.from_numpy(candidates[fitness.argmax()])
     mean = torch.from_numpy(evolution.mean)
-    state["average"] = AVERAGE * state["average"] + (1 - AVERAGE) * mean
+    weight = 1 / max(AVERAGE_GENERATIONS, AVERAGE_SHARE * generation)
+    state["average"] = (1 - weight) * state["average"] + weight * mean
     if n_samples < args.max_samples and reliability(returns) < 0.5:
         state["n-samples"] += 1
         print(f"candidates differ mostly by chance: {n_samples + 1} rollouts each from now on")
@@ -378,8 +381,8 @@ def evaluate(
 ) -> None:
     """Score the distribution's mean, its running average and the generation's best candidate.
 
-    The best that ever was is kept. The average over some ten generations wanders less than
-    the mean itself, which follows the luck of single tracks.
+    The best that ever was is kept. The average wanders less than the mean itself, which
+    follows the luck of single tracks.
     """
     generation = state["generation"]
     contenders = {
