@@ -59,10 +59,10 @@ AVERAGE_GENERATIONS, AVERAGE_SHARE = 10, 0.25
 
 
 def population(text: str) -> int:
-    """argparse type: what CMA-ES can work with."""
+    """argparse type: what CMA-ES can work with; two candidates of each generation try its step."""
     value = positive_int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"CMA-ES needs a population of at least 2, not {text}")
+    if value < 3:
+        raise argparse.ArgumentTypeError(f"CMA-ES needs a population of at least 3, not {text}")
     return value
 
 
@@ -87,6 +87,13 @@ def parse_arguments() -> argparse.Namespace:
         type=natural_int,
         default=0,
         help="stop after so many generations in all; 0: only at the target",
+    )
+    parser.add_argument(
+        "--max-steps",
+        type=natural_int,
+        default=0,
+        help="stop after the generation that completes so many environment steps of training in "
+        "all; 0: never",
     )
     parser.add_argument(
         "--eval-every", type=positive_int, default=3, help="generations between evaluations"
@@ -303,7 +310,9 @@ def train(args: argparse.Namespace) -> None:
 
         while True:
             generation = state["generation"]
-            finished = args.max_generations and generation >= args.max_generations
+            finished = (args.max_generations and generation >= args.max_generations) or (
+                args.max_steps and state["steps"] >= args.max_steps
+            )
             due = finished or generation % args.eval_every == 0
             if due and state["evaluated"] < generation:
                 evaluate(judge, evolution, state, args.display, writer)

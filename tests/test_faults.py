@@ -339,7 +339,7 @@ MISTAKES = [
     (nothing, [*MAKE_RUN, "--logdir", "exp"], "--logdir is for --policy controller"),
     (nothing, [*VAE_RUN, "--device", "abacus"], "abacus"),
     (nothing, [*RNN_RUN, "--seq-len", 500], "--seq-len 500"),
-    (nothing, [*CTRL_RUN, "--pop-size", 1], "--pop-size.*at least 2"),
+    (nothing, [*CTRL_RUN, "--pop-size", 2], "--pop-size.*at least 3"),
     (nothing, [*CTRL_RUN, "--n-samples", 0], "--n-samples.*at least 1"),
     (nothing, [*CTRL_RUN, "--sigma", 0], "--sigma.*above 0"),
     (nothing, [*CTRL_RUN, "--max-samples", 2], "--max-samples 2 is below --n-samples 4"),

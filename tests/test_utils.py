@@ -122,6 +122,15 @@ def test_evolution_maximises():
     np.testing.assert_allclose(evolution.mean, 2, atol=0.01)
 
 
+@pytest.mark.parametrize("size", [99, 867])
+def test_evolution_goes_on_with_the_smallest_population(size):
+    evolution = Evolution(size, 0.1, population=3, seed=0)
+    for generation in range(1, 5):
+        candidates = evolution.ask(generation)
+        assert candidates.shape == (3, size)
+        evolution.tell(candidates, -np.square(candidates).sum(axis=1))
+
+
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_evolution_goes_on_bit_for_bit_from_its_stored_state(diagonal, tmp_path):
     def fitness(x):
