@@ -4,6 +4,7 @@ import os
 
 os.environ["TQDM_DISABLE"] = "1"  # before anything imports tqdm, here and in child processes
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -97,14 +98,16 @@ def main() -> None:
             raise UserError(f"{name} is missing; pip install -r requirements-dev.txt")
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print("| stage | ours | measured against | of that | ratio | target |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
     rows: list[Row] = []
     for name in args.only:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        rows += importlib.import_module(f"benchmarks.{name}").measure()
-    print("| stage | ours | measured against | of that | ratio | target |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for row in rows:
-        print(line(row))
+        with contextlib.redirect_stdout(sys.stderr):  # what the stages say is not the table
+            measured = importlib.import_module(f"benchmarks.{name}").measure()
+        for row in measured:
+            print(line(row), flush=True)
+        rows += measured
     if args.json:
         with atomic_write(args.json) as file:
             content = {"machine": about, "rows": [row._asdict() for row in rows]}

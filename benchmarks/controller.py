@@ -1,12 +1,13 @@
 """Controller evaluation, against one environment at a time and against its own limit."""
 
+import statistics
 from functools import partial
 
 import numpy as np
 import torch
 
 from benchmarks.environments import bare_rate
-from benchmarks.measure import Row, median_rates, rate_in_processes, row
+from benchmarks.measure import Row, fastest, median_rates, rate_in_processes, row
 from benchmarks.setting import CORES, experiment, simulator
 from envs.parallel import load_agent, run_rollouts, start_workers
 from envs.simulator import GymnasiumSimulator
@@ -74,14 +75,19 @@ def evaluation_rate(workers: int, population: int, samples: int, repeats: int) -
 
 
 def measure() -> list[Row]:
-    ours = evaluation_rate(CORES, POPULATION, SAMPLES, repeats=2)
-    single = rate_in_processes(CORES, one_at_a_time, (experiment(),))
-    bare, _ = bare_rate()
-    measure_agent = partial(rate_in_processes, target=agent_steps, seconds=3)
-    agent = max(
-        measure_agent(processes, arguments=(experiment(), n, threads))
-        for processes, threads in {(CORES, 1), (1, CORES)}
-        for n in (32, 64, 128)
+    ours = evaluation_rate(CORES, POPULATION, SAMPLES, repeats=3)
+    single = statistics.median(
+        rate_in_processes(CORES, one_at_a_time, (experiment(),), seconds=4) for _ in range(3)
+    )
+    _, bare = bare_rate()
+    _, agent = fastest(
+        {
+            f"{processes} x {threads} x {n}": partial(
+                rate_in_processes, processes, agent_steps, (experiment(), n, threads), seconds=3
+            )
+            for processes, threads in {(CORES, 1), (1, CORES)}
+            for n in (32, 64, 128)
+        }
     )
     stage = f"controller evaluation, {POPULATION} x {SAMPLES} rollouts"
     limit = 1 / (1 / bare + 1 / agent)

@@ -20,6 +20,6 @@ def measure() -> list[Row]:
             return sum(file.length for file in list_episodes(rootdir))
 
         rate = median_rates({"ours": generate}, repeats=3)["ours"]
-    limit, _ = bare_rate()
+    _, limit = bare_rate()
     stage = f"data generation, {CORES} processes"
     return [row(stage, rate, "bare environments", limit, "frames/s", ">= 0.7")]

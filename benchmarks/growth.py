@@ -1,5 +1,6 @@
 """How speed grows with workers, environments and data."""
 
+import statistics
 import time
 from contextlib import suppress
 
@@ -59,22 +60,18 @@ def epoch_seconds(episodes: int) -> float:
 
 def measure() -> list[Row]:
     rows = []
-    first = None
-    for workers in sorted({1, CORES}):
-        rate = evaluation_rate(workers, 16, 4, repeats=1)
-        first = first or rate
-        rows.append(row(f"controller, {workers} workers", rate, "1 worker", first, "steps/s"))
-    first = None
-    for n in (1, 8, 32, 128):
-        rate = environments_rate(n)
-        first = first or rate
-        rows.append(
-            row(f"controller, {n} environments a worker", rate, "1 environment", first, "steps/s")
-        )
-    first = None
-    epoch_seconds(1)
-    for episodes in (2, 4, 8):
-        seconds = epoch_seconds(episodes)
-        first = first or seconds
-        rows.append(row(f"VAE epoch, {episodes} episodes", seconds, "2 episodes", first, "s"))
+
+    def grow(stage: str, unit: str, sizes: list[int], measured) -> None:
+        """A row for each size, against the first: medians of three rounds over all sizes."""
+        rounds = [[measured(size) for size in sizes] for _ in range(3)]
+        medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
+        against = stage.format(sizes[0])
+        for size, value in zip(sizes, medians, strict=True):
+            rows.append(row(stage.format(size), value, against, medians[0], unit))
+
+    workers = sorted({1, CORES})
+    grow("controller, {} workers", "steps/s", workers, lambda n: evaluation_rate(n, 16, 4, 1))
+    grow("controller, {} environments a worker", "steps/s", [1, 8, 32, 128], environments_rate)
+    epoch_seconds(1)  # warms up
+    grow("VAE epoch, {} episodes", "s", [2, 4, 8], epoch_seconds)
     return rows
