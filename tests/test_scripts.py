@@ -23,7 +23,7 @@ TINY = {
     "trainvae.py": ["--epochs", "1", "--batch-size", "64"],
     "trainmdrnn.py": ["--epochs", "1"],
     "traincontroller.py": [
-        *("--pop-size", "2", "--n-samples", "1", "--max-generations", "1"),
+        *("--pop-size", "3", "--n-samples", "1", "--max-generations", "1"),
         *("--eval-every", "1", "--eval-rollouts", "1"),
     ],
     "test_controller.py": ["--episodes", "1"],
@@ -262,11 +262,24 @@ def test_a_variant_of_the_controller_is_trained_resumed_and_tested(experiment, t
 def test_controller_stops_at_the_target(experiment, tmp_path):
     done = run_script(
         "traincontroller.py",
-        *("--logdir", experiment, "--target-return", -500, "--pop-size", 2, "--n-samples", 1),
+        *("--logdir", experiment, "--target-return", -500, "--pop-size", 3, "--n-samples", 1),
         *("--eval-rollouts", 1, "--eval-every", 1),
         cwd=tmp_path,
     )
     assert done.returncode == 0 and "target reached" in done.stdout
+
+
+def test_controller_stops_after_the_generation_that_reaches_its_steps(experiment, tmp_path):
+    done = run_script(
+        "traincontroller.py",
+        *("--logdir", experiment, "--max-steps", 150, "--pop-size", 3, "--n-samples", 1),
+        *("--eval-rollouts", 1, "--eval-every", 100, "--patience", 50),
+        cwd=tmp_path,
+    )
+    state = load_checkpoint(experiment / "ctrl" / "checkpoint.tar")["state"]
+    before = [steps for _, steps, *_ in state["history"]][:-1]
+    assert done.returncode == 0 and state["steps"] >= 150 and all(s < 150 for s in before)
+    assert [row[0] for row in state["evaluations"]] == [state["generation"]]
 
 
 def alive(process):
