@@ -28,6 +28,7 @@ STAGES = (
     "startup",
     "memory",
     "growth",
+    "precision",
 )
 
 
@@ -82,7 +83,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
-    parser = script_parser("Measure speed and memory of each stage; takes about 20 minutes.")
+    parser = script_parser("Measure speed and memory of each stage; takes about 25 minutes.")
     parser.add_argument(
         "--only", nargs="+", choices=STAGES, default=STAGES, help="the stages to measure"
     )

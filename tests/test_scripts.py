@@ -330,3 +330,19 @@ def test_contradictory_view_options_are_refused(experiment, tmp_path):
         done = run_script("test_controller.py", "--logdir", experiment, *options, cwd=tmp_path)
         assert done.returncode == 2 and word in done.stderr, options
         assert "Traceback" not in done.stderr
+
+
+def test_comparing_controllers_pairs_their_tracks(tmp_path):
+    """Differences 10, 20, 30 on tracks 2 to 4: mean 20, deviation 10, error 10 / sqrt(3)."""
+    (tmp_path / "a.txt").write_text(
+        "view: none\n" + "".join(f"episode {k}: return {100.0 * k}\n" for k in (1, 2, 3, 4))
+    )
+    (tmp_path / "b.txt").write_text(
+        "".join(f"episode {k}: return {100.0 * k + 10 * (k - 1)}\n" for k in (2, 3, 4, 5))
+    )
+    done = run_script("scripts/compare.py", "a.txt", "b.txt", cwd=tmp_path)
+    assert "difference 20.0, standard error 5.8; track by track +- 10.0" in done.stdout
+    assert "a difference of 10 is two standard errors on 4 tracks" in done.stdout
+    (tmp_path / "a.txt").write_text("nothing\n")
+    done = run_script("scripts/compare.py", "a.txt", "b.txt", cwd=tmp_path)
+    assert done.returncode == 2 and "a.txt has no returns" in done.stderr

@@ -1,0 +1,56 @@
+"""Compare two controllers on the same tracks, and say how many tracks that takes.
+
+    python test_controller.py --logdir a --no-render --episodes 100 --simulator envpool > a.txt
+    python test_controller.py --logdir b --no-render --episodes 100 --simulator envpool > b.txt
+    python scripts/compare.py a.txt b.txt
+
+The returns on one track differ less between two controllers than those on two tracks, so the
+differences are taken track by track.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.cli import UserError, run_script, script_parser
+
+
+def read_returns(path: Path) -> dict[int, float]:
+    """The return of each episode in what test_controller.py printed."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; keep what test_controller.py prints in it")
+    found = re.findall(r"^episode (\d+): return (-?[\d.]+)$", path.read_text(), re.MULTILINE)
+    if not found:
+        raise UserError(f"{path} has no returns; it must be what test_controller.py printed")
+    return {int(number): float(value) for number, value in found}
+
+
+def main() -> None:
+    parser = script_parser("Compare two controllers by what test_controller.py printed of them.")
+    parser.add_argument("first", type=Path, help="output of the first controller")
+    parser.add_argument("second", type=Path, help="output of the second, with the same options")
+    args = parser.parse_args()
+    first, second = read_returns(args.first), read_returns(args.second)
+    tracks = sorted(first.keys() & second.keys())
+    if len(tracks) < 2:
+        raise UserError(f"{args.first} and {args.second} need at least two tracks in common")
+    a, b = (np.array([returns[k] for k in tracks]) for returns in (first, second))
+    difference = b - a
+    spread = difference.std(ddof=1)
+    print(f"{args.first}: {a.mean():.1f} +- {a.std():.1f} over {len(tracks)} tracks")
+    print(f"{args.second}: {b.mean():.1f} +- {b.std():.1f}")
+    print(
+        f"difference {difference.mean():.1f}, standard error {spread / np.sqrt(len(tracks)):.1f}; "
+        f"track by track +- {spread:.1f}, correlation {np.corrcoef(a, b)[0, 1]:.2f}"
+    )
+    for apart in (10, 20, 50):
+        needed = int(np.ceil((2 * spread / apart) ** 2))
+        print(f"a difference of {apart} is two standard errors on {needed} tracks")
+
+
+if __name__ == "__main__":
+    run_script(main)
