@@ -52,10 +52,13 @@ from utils.files import exclusive
 from utils.learning import choose_device, fast_precision
 from utils.workers import WorkerPool, available_cores
 
-# Generations in the running average of the distribution's means: so many, or, where that is more,
-# this share of all so far. Near its end a search walks around the optimum, and the longer the
+# Generations in the running average of the distribution's means: all of the first so many, later
+# about this share of all so far. Near its end a search walks around the optimum, and the longer the
 # average, the nearer it comes (Polyak and Juditsky 1992).
 AVERAGE_GENERATIONS, AVERAGE_SHARE = 10, 0.25
+
+# Controllers in an evaluation: see `evaluate`.
+CONTENDERS = 3
 
 
 def population(text: str) -> int:
@@ -250,7 +253,8 @@ def train(args: argparse.Namespace) -> None:
         "n-samples": args.n_samples,
         "sigma": args.sigma,
         "patience": args.patience,
-        "memory": args.memory,
+        "untrained-mdrnn": args.memory == "untrained",
+        "no-mdrnn": args.memory == "none",
         "actions": args.actions,
         "diagonal": args.diagonal,
         "max-samples": args.max_samples,
@@ -283,7 +287,9 @@ def train(args: argparse.Namespace) -> None:
         state |= stored["state"]
         print(f"{checkpoint}: continuing after generation {state['generation']}")
 
-    rollouts = args.pop_size * state["n-samples"]
+    # What there is to do at once: a generation with all its rollouts, or an evaluation.
+    samples = max(args.n_samples, args.max_samples)
+    rollouts = max(args.pop_size * samples, CONTENDERS * args.eval_rollouts)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state["generation"] + 1)
     with start_workers(args.logdir, simulator, device, args.max_workers, rollouts, driving) as pool:
         precision = str(fast_precision(device)).removeprefix("torch.")
@@ -360,7 +366,7 @@ def run_generation(
     state["seconds"] += seconds
     state["champion"] = torch.from_numpy(candidates[fitness.argmax()])
     mean = torch.from_numpy(evolution.mean)
-    weight = 1 / max(AVERAGE_GENERATIONS, AVERAGE_SHARE * generation)
+    weight = 1 / min(generation, max(AVERAGE_GENERATIONS, AVERAGE_SHARE * generation))
     state["average"] = (1 - weight) * state["average"] + weight * mean
     if n_samples < args.max_samples and reliability(returns) < 0.5:
         state["n-samples"] += 1

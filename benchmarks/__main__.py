@@ -109,10 +109,10 @@ def main() -> None:
         for row in measured:
             print(line(row), flush=True)
         rows += measured
-    if args.json:
-        with atomic_write(args.json) as file:
-            content = {"machine": about, "rows": [row._asdict() for row in rows]}
-            file.write(json.dumps(content, indent=2).encode())
+        if args.json:  # after each stage, so that a failure loses no row
+            with atomic_write(args.json) as file:
+                content = {"machine": about, "rows": [row._asdict() for row in rows]}
+                file.write(json.dumps(content, indent=2).encode())
     if args.plot:
         plot(rows, args.plot)
 

@@ -1,14 +1,16 @@
 """How speed grows with workers, environments and data."""
 
-import statistics
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
 
 import numpy as np
 import torch
 
-from benchmarks.controller import evaluation_rate, parameters
-from benchmarks.measure import Row, row
+from benchmarks.controller import evaluation, parameters
+from benchmarks.environments import ZOOM
+from benchmarks.measure import Row, medians, row
 from benchmarks.setting import CORES, dataset, experiment, simulator
 from data.episodes import list_episodes
 from data.loaders import FrameLoader
@@ -26,24 +28,25 @@ def environments_rate(n: int) -> float:
     torch.set_num_threads(1)
     device = choose_device("auto")
     agent = load_agent(experiment(), device, fast_precision(device))
-    steps = max(40, 4000 // n)
-    clock = []
+    turns = ZOOM + max(100, 2000 // n)
+    done, clock = [], []
 
     class Enough(Exception):
         """Ends the rollouts when there is enough to measure."""
 
-    def watch(*_) -> None:
+    def watch(ids, *_) -> None:
+        done.append(len(ids))
         clock.append(time.perf_counter())
-        if len(clock) > steps:
+        if len(clock) > turns:
             raise Enough
 
-    environments = make_simulator(simulator(), list(range(n)))
+    # More episodes than are driven at a time, in case that one ends early.
+    environments = make_simulator(simulator(), list(range(2 * n)))
     with suppress(Enough):
-        play(environments, n, n, AgentPolicy(agent, torch.from_numpy(parameters(n))), watch)
+        play(environments, 2 * n, n, AgentPolicy(agent, torch.from_numpy(parameters(2 * n))), watch)
     environments.close()
     torch.set_num_threads(threads)
-    skip = steps // 10  # the first steps warm up
-    return n * (len(clock) - 1 - skip) / (clock[-1] - clock[skip])
+    return sum(done[ZOOM:]) / (clock[-1] - clock[ZOOM - 1])
 
 
 def epoch_seconds(episodes: int) -> float:
@@ -61,17 +64,22 @@ def epoch_seconds(episodes: int) -> float:
 def measure() -> list[Row]:
     rows = []
 
-    def grow(stage: str, unit: str, sizes: list[int], measured) -> None:
-        """A row for each size, against the first: medians of three rounds over all sizes."""
-        rounds = [[measured(size) for size in sizes] for _ in range(3)]
-        medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
-        against = stage.format(sizes[0])
-        for size, value in zip(sizes, medians, strict=True):
-            rows.append(row(stage.format(size), value, against, medians[0], unit))
+    def grow(stage: str, unit: str, measured: dict[int, Callable[[], float]]) -> None:
+        """A row for each size, against the first."""
+        values = medians(measured)
+        first = min(values)
+        for size, value in values.items():
+            rows.append(row(stage.format(size), value, stage.format(first), values[first], unit))
 
-    workers = sorted({1, CORES})
-    grow("controller, {} workers", "steps/s", workers, lambda n: evaluation_rate(n, 16, 4, 1))
-    grow("controller, {} environments a worker", "steps/s", [1, 8, 32, 128], environments_rate)
+    with ExitStack() as pools:
+        # The workers share all cores among them: one alone computes with as many threads.
+        rates = {n: pools.enter_context(evaluation(n, 16, 4)) for n in sorted({1, 2, CORES})}
+        grow("controller on all cores, {} workers", "steps/s", rates)
+    grow(
+        "controller, {} environments a worker",
+        "steps/s",
+        {n: partial(environments_rate, n) for n in (1, 8, 32, 128)},
+    )
     epoch_seconds(1)  # warms up
-    grow("VAE epoch, {} episodes", "s", [2, 4, 8], epoch_seconds)
+    grow("VAE epoch, {} episodes", "s", {n: partial(epoch_seconds, n) for n in (2, 4, 8)})
     return rows

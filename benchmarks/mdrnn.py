@@ -58,7 +58,7 @@ def measure() -> list[Row]:
         return steps * BATCH_SIZE * SEQ_LEN
 
     # The earlier way, batched well: all frames of a batch of windows in one call of the encoder.
-    encoder = Encoder().to(device, precision).eval()
+    encoder = Encoder().to(device, precision, memory_format=torch.channels_last).eval()
     frames = torch.from_numpy(read_episode(files[0].path).observations).to(device)
     anew_model, anew_optimizer = trainer()
 

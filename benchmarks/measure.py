@@ -45,14 +45,16 @@ def median_rates(work: dict[str, Callable[[], float]], repeats: int = 5) -> dict
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def fastest(rates: dict[str, Callable[[], float]], repeats: int = 3) -> tuple[str, float]:
-    """Name and median rate of the fastest of several ways; each callable measures its rate.
+def medians(rates: dict[str, Callable[[], float]], repeats: int = 3) -> dict[str, float]:
+    """Median of each of several rates, measured in turn; each callable measures one."""
+    rounds = [{name: rate() for name, rate in rates.items()} for _ in range(repeats)]
+    return {name: statistics.median(r[name] for r in rounds) for name in rates}
 
-    All are tried once; the fastest is then measured `repeats` times, as the highest of several
-    single rates would be too high by chance.
-    """
-    best = max(rates, key=lambda name: rates[name]())
-    return best, statistics.median(rates[best]() for _ in range(repeats))
+
+def fastest(rates: dict[str, Callable[[], float]]) -> str:
+    """Name of the fastest of several ways. Its rate is to be measured again: the highest of
+    several rates is too high by chance."""
+    return max(rates, key=lambda name: rates[name]())
 
 
 def rate_in_processes(

@@ -3,12 +3,22 @@
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import psutil
+import torch
 
 from benchmarks.controller import POPULATION, SAMPLES
-from benchmarks.measure import Row, peak_memory, row, start_script
+from benchmarks.measure import ROOT, Row, peak_memory, row, start_script
 from benchmarks.setting import CORES, experiment, folder, many_episodes
+from data.episodes import list_episodes, split_readable
+from data.loaders import FrameLoader
+from models.vae import VAE
+from trainvae import run_epoch
+from utils.learning import choose_device, fast_precision
 
 MIB = 2**20
 
@@ -18,29 +28,51 @@ def watch(script: subprocess.Popen, seconds: float) -> tuple[float, float]:
     parent = child = 0
     end = time.monotonic() + seconds
     while time.monotonic() < end and script.poll() is None:
-        parent = max(parent, peak_memory(script.pid))
-        for process in psutil.Process(script.pid).children():
-            try:
+        try:
+            parent = max(parent, peak_memory(script.pid))
+            for process in psutil.Process(script.pid).children():
                 child = max(child, peak_memory(process.pid))
-            except (RuntimeError, FileNotFoundError, ProcessLookupError):
-                continue  # it ended in between
+        except (RuntimeError, FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+            continue  # one of them ended in between
         time.sleep(0.5)
     script.kill()
     script.wait()
     return parent / MIB, child / MIB
 
 
+class Sparse:
+    """A loader that reads and prepares everything, and gives every hundredth batch."""
+
+    def __init__(self, loader: FrameLoader):
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader) // 100
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[torch.Tensor]:
+        return islice(self.loader.epoch(generator), 0, None, 100)
+
+
+def vae_epoch(rootdir: Path) -> None:
+    """An epoch of V on a data set, held-out episodes included, with every hundredth batch."""
+    device = choose_device("auto")
+    precision = fast_precision(device)
+    model = VAE().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    for files, how in zip(split_readable(list_episodes(rootdir)), (optimizer, None), strict=True):
+        loader = FrameLoader(files, 32, device, shuffle=how is not None)
+        run_epoch(model, Sparse(loader), np.random.default_rng(0), device, precision, "epoch", how)
+
+
 def measure() -> list[Row]:
     empty, _ = watch(
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]), seconds=2
     )
-    # Two halves of the buffer are in memory after the first has been used up.
     vae, _ = watch(
-        start_script(
-            *("trainvae.py", "--logdir", folder() / "memory", "--rootdir", many_episodes(1000)),
-            *("--nosamples", "--epochs", 1),
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.memory", str(many_episodes(1000))], cwd=ROOT
         ),
-        seconds=150,
+        seconds=600,
     )
     _, worker = watch(
         start_script(
@@ -62,3 +94,7 @@ def measure() -> list[Row]:
         row("peak memory, one controller worker", worker, against, empty, "MiB"),
         row("peak memory, one generator process", generator, against, empty, "MiB"),
     ]
+
+
+if __name__ == "__main__":
+    vae_epoch(Path(sys.argv[1]))

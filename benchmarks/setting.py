@@ -65,11 +65,12 @@ def plans(n: int, steps: int = 1000) -> np.ndarray:
     return np.stack([brownian(steps, np.random.default_rng([1, k])) for k in range(n)], axis=1)
 
 
+@functools.cache
 def many_episodes(count: int) -> Path:
     """A root with `count` episodes, which are links to those of `dataset()`."""
     rootdir = folder() / f"links-{count}"
     rootdir.mkdir(exist_ok=True)
-    originals = sorted(dataset().glob("*.npz"))
+    originals = sorted(dataset().rglob("*.npz"))
     for k in range(count):
         os.symlink(originals[k % len(originals)], rootdir / f"rollout_{k}.npz")
     return rootdir

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # One controller for each choice and seed, with the V and M of scripts/reproduce.sh and the same
-# budget of environment steps; then the table of docs/experiments.md. Stopped at any point and run
-# again, it continues. About 20 minutes for each training on 2 cores.
+# budget of environment steps; each is scored on 100 test tracks of EnvPool. Then the table of
+# docs/experiments.md. Stopped at any point and run again, it continues. About 25 minutes for each
+# training on 2 cores.
 #
 #   bash scripts/ablations.sh                            all of them
 #   ONLY="base no_patience" bash scripts/ablations.sh    some; the table shows all that are there
 #
-# LOGDIR, STEPS and SEEDS choose the experiment, the budget and the seeds.
+# LOGDIR (relative to the repository), STEPS and SEEDS choose experiment, budget and seeds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,54 +15,73 @@ logdir=${LOGDIR:-experiment}
 steps=${STEPS:-2000000}
 seeds=${SEEDS:-0 1}
 folder=$logdir/ablations
+all="base no_patience full_covariance sigma_0.05 sigma_0.2 population_96_with_1_rollout
+    population_16_with_6_rollouts growing_rollouts squashed_actions untrained_mdrnn no_mdrnn
+    models_of_round_1 without_gymnasium_episodes"
+only=${ONLY:-$all}
+for name in $only; do
+    if [[ ! $all =~ (^|[[:space:]])$name($|[[:space:]]) ]]; then
+        echo "error: ONLY names '$name', which is none of:" $all >&2
+        exit 2
+    fi
+done
+chosen() { [[ $only =~ (^|[[:space:]])$1($|[[:space:]]) ]]; }
 
 source scripts/environment.sh
 make_environment requirements.txt
 
-# choice NAME OPTIONS...: the base's options, with those that are given in their stead.
+# choice NAME MODELS OPTIONS...: trained with the V and M in the logdir MODELS.
 choice() {
-    local name=$1 seed
-    shift
-    [[ -z ${ONLY:-} || " $ONLY " == *" $name "* ]] || return 0
+    local name=$1 models=$2 seed run stage
+    shift 2
+    chosen "$name" || return 0
+    for stage in vae mdrnn; do
+        if [[ ! -e $models/$stage/best.tar ]]; then
+            echo "error: $models/$stage/best.tar does not exist; run scripts/reproduce.sh first" >&2
+            exit 2
+        fi
+    done
     for seed in $seeds; do
-        mkdir -p "$folder/$name-$seed"
+        run=$folder/$name-$seed
+        mkdir -p "$run"
         for stage in vae mdrnn; do
-            ln -sfn "$(realpath "$models/$stage")" "$folder/$name-$seed/$stage"
+            ln -sfn "$(realpath "$models/$stage")" "$run/$stage"
         done
-        python traincontroller.py --logdir "$folder/$name-$seed" --device cpu --seed "$seed" \
+        python traincontroller.py --logdir "$run" --device cpu --seed "$seed" \
             --simulator envpool --pop-size 32 --n-samples 3 --patience 100 \
             --max-steps "$steps" --eval-every 1000 --eval-rollouts 100 "$@"
+        if [[ ! -e $run/test.txt || $run/ctrl/best.tar -nt $run/test.txt ]]; then
+            python test_controller.py --logdir "$run" --device cpu --no-render \
+                --episodes 100 --simulator envpool > "$run/test.part"
+            mv "$run/test.part" "$run/test.txt"
+        fi
     done
 }
 
-models=$logdir
-choice base --diagonal
-choice no_patience --diagonal --patience 0
-choice full_covariance
-choice sigma_0.05 --diagonal --sigma 0.05
-choice sigma_0.2 --diagonal --sigma 0.2
-choice population_96_with_1_rollout --diagonal --pop-size 96 --n-samples 1
-choice population_16_with_6_rollouts --diagonal --pop-size 16 --n-samples 6
-choice growing_rollouts --diagonal --max-samples 12
-choice squashed_actions --diagonal --actions squash
-choice untrained_mdrnn --diagonal --untrained-mdrnn
-choice no_mdrnn --diagonal --no-mdrnn
+choice base "$logdir" --diagonal
+choice no_patience "$logdir" --diagonal --patience 0
+choice full_covariance "$logdir"
+choice sigma_0.05 "$logdir" --diagonal --sigma 0.05
+choice sigma_0.2 "$logdir" --diagonal --sigma 0.2
+choice population_96_with_1_rollout "$logdir" --diagonal --pop-size 96 --n-samples 1
+choice population_16_with_6_rollouts "$logdir" --diagonal --pop-size 16 --n-samples 6
+choice growing_rollouts "$logdir" --diagonal --max-samples 12
+choice squashed_actions "$logdir" --diagonal --actions squash
+choice untrained_mdrnn "$logdir" --diagonal --untrained-mdrnn
+choice no_mdrnn "$logdir" --diagonal --no-mdrnn
+choice models_of_round_1 "$logdir/round_1" --diagonal
 
-models=$logdir/round_1
-choice models_of_round_1 --diagonal
-
-# V and M without Gymnasium's frames.
-models=$folder/models_of_envpool
-if [[ -z ${ONLY:-} || " $ONLY " == *" frames_of_envpool "* ]]; then
+# V and M of the same data, less the 40 episodes of Gymnasium.
+models=$folder/models_without_gymnasium
+if chosen without_gymnasium_episodes; then
     mkdir -p "$models/data"
     for name in brown driven; do
         ln -sfn "$(realpath "$logdir/data/$name")" "$models/data/$name"
     done
-    for stage in "trainvae.py --epochs 3 --batch-size 64" "trainmdrnn.py --epochs 40"; do
-        # shellcheck disable=SC2086
-        python $stage --logdir "$models" --rootdir "$models/data" --device cpu
-    done
+    common=(--logdir "$models" --rootdir "$models/data" --device cpu)
+    python trainvae.py "${common[@]}" --epochs 3 --batch-size 64
+    python trainmdrnn.py "${common[@]}" --epochs 40
 fi
-choice frames_of_envpool --diagonal
+choice without_gymnasium_episodes "$models" --diagonal
 
 python scripts/ablation_table.py --logdir "$logdir"

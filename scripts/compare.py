@@ -19,14 +19,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.cli import UserError, run_script, script_parser
 
 
-def read_returns(path: Path) -> dict[int, float]:
-    """The return of each episode in what test_controller.py printed."""
+def read_returns(path: Path) -> tuple[dict[int, float], str]:
+    """The return of each episode in what test_controller.py printed, and the simulator."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; keep what test_controller.py prints in it")
-    found = re.findall(r"^episode (\d+): return (-?[\d.]+)$", path.read_text(), re.MULTILINE)
-    if not found:
-        raise UserError(f"{path} has no returns; it must be what test_controller.py printed")
-    return {int(number): float(value) for number, value in found}
+    text = path.read_text()
+    found = re.findall(r"^episode (\d+): return (\S+)$", text, re.MULTILINE)
+    simulator = re.search(r"^return .* on (\w+), ", text, re.MULTILINE)
+    if not found or simulator is None:
+        raise UserError(f"{path} has no returns; it must be all that test_controller.py printed")
+    returns = {int(number): float(value) for number, value in found}
+    if not np.isfinite(list(returns.values())).all():
+        raise UserError(f"{path} has returns that are NaN: that controller is broken")
+    return returns, simulator[1]
 
 
 def main() -> None:
@@ -34,7 +39,11 @@ def main() -> None:
     parser.add_argument("first", type=Path, help="output of the first controller")
     parser.add_argument("second", type=Path, help="output of the second, with the same options")
     args = parser.parse_args()
-    first, second = read_returns(args.first), read_returns(args.second)
+    (first, simulator), (second, other) = read_returns(args.first), read_returns(args.second)
+    if simulator != other:
+        raise UserError(
+            f"{args.first} is of {simulator} and {args.second} of {other}: other tracks"
+        )
     tracks = sorted(first.keys() & second.keys())
     if len(tracks) < 2:
         raise UserError(f"{args.first} and {args.second} need at least two tracks in common")

@@ -48,7 +48,13 @@ def main() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axis, column, unit, scale, of_paper in (
         (axes[0], 1, "environment steps", 1, PAPER_STEPS),
-        (axes[1], 2, "hours (ours: 2 cores; the paper's: 64)", 1 / 3600, PAPER_HOURS),
+        (
+            axes[1],
+            2,
+            "hours of training rollouts (ours: 2 cores; the paper's: 64)",
+            1 / 3600,
+            PAPER_HOURS,
+        ),
     ):
         x = PAPER[:, 0] * of_paper
         axis.plot(x, PAPER[:, 1], "o-", color="gray", label="paper, population mean")

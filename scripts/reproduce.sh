@@ -12,12 +12,14 @@ driven=(--policy controller --rollouts 60 --seed 3 --simulator envpool)
 driven_gymnasium=(--policy controller --rollouts 20 --seed 4 --simulator gymnasium)
 vae=(--epochs 3 --batch-size 64)
 mdrnn=(--epochs 40)
-controller=(--simulator envpool --diagonal --pop-size 32 --n-samples 3 --max-samples 12
+controller=(--simulator envpool --diagonal --pop-size 32 --n-samples 3 --max-samples 4
     --patience 100 --eval-every 10 --eval-rollouts 48 --max-generations 100)
 
 # Round one is the quick start: its controller drives in the data of round two.
 first=$logdir/round_1
-LOGDIR=$first bash scripts/quickstart.sh
+if [[ ! -e $first/controller.mp4 ]]; then  # its last product
+    LOGDIR=$first bash scripts/quickstart.sh
+fi
 source scripts/environment.sh
 make_environment requirements.txt
 cores=$(python -c 'from utils.workers import available_cores; print(available_cores())')
@@ -35,7 +37,11 @@ python trainmdrnn.py --logdir "$logdir" --rootdir "$logdir/data" --device cpu "$
 python traincontroller.py --logdir "$logdir" --device cpu "${controller[@]}"
 
 for simulator in gymnasium envpool; do
-    python test_controller.py --logdir "$logdir" --device cpu --no-render \
-        --episodes 100 --simulator "$simulator" | tee "$logdir/$simulator.txt"
+    scores=$logdir/$simulator.txt
+    if [[ ! -e $scores || $logdir/ctrl/best.tar -nt $scores ]]; then
+        python test_controller.py --logdir "$logdir" --device cpu --no-render \
+            --episodes 100 --simulator "$simulator" > "$scores.part"
+        mv "$scores.part" "$scores"
+    fi
 done
 tail -n 1 "$logdir/gymnasium.txt" "$logdir/envpool.txt"

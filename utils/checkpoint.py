@@ -172,9 +172,15 @@ def resume_epochs(
 
 def check_options(path: Path, stored: dict, asked: dict) -> None:
     """Raise UserError for an option that contradicts the training stored at `path`."""
+
+    def said(name: str, value) -> str:
+        if isinstance(value, bool):
+            return f"with --{name}" if value else f"without --{name}"
+        return f"with --{name} {value}"
+
     for name, value in asked.items():
         if name in stored and stored[name] != value:
             raise UserError(
-                f"--{name} {value}: the training in {path} has --{name} {stored[name]}; "
-                "use that, or --noreload to start afresh"
+                f"{said(name, value).removeprefix('with ')}: the training in {path} was begun "
+                f"{said(name, stored[name])}; use that, or --noreload to start afresh"
             )
