@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The full experiment, from nothing to the scores on 100 tracks. Meant for 4 hours on 2 cores
-# without a GPU, which has not been measured in one go yet. Stopped at any point and run again, it continues. LOGDIR chooses another folder.
+# The full experiment, from nothing to the scores on 100 tracks. Meant for at most 4 hours on 2
+# cores without a GPU, which has not been measured in one go (docs/experiments.md). Stopped at any
+# point and run again, it continues. LOGDIR, relative to the repository, chooses another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +14,7 @@ driven_gymnasium=(--policy controller --rollouts 20 --seed 4 --simulator gymnasi
 vae=(--epochs 3 --batch-size 64)
 mdrnn=(--epochs 40)
 controller=(--simulator envpool --diagonal --pop-size 32 --n-samples 3 --max-samples 4
-    --patience 100 --eval-every 10 --eval-rollouts 48 --max-generations 100)
+    --patience 100 --eval-every 10 --eval-rollouts 48 --max-generations 80)
 
 # Round one is the quick start: its controller drives in the data of round two.
 first=$logdir/round_1
