@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.environments import ZOOM, best_split
+from benchmarks.environments import best_split
 from benchmarks.measure import Row, fastest, medians, rate_in_processes, row
 from benchmarks.setting import CORES, experiment, simulator
 from envs.parallel import load_agent, run_rollouts, start_workers
-from envs.simulator import GymnasiumSimulator
+from envs.simulator import MAX_STEPS, GymnasiumSimulator
 from envs.tracks import track_seeds
 from models.controller import PARAMETERS
 from utils.learning import choose_device, fast_precision
@@ -26,7 +26,7 @@ def parameters(n: int) -> np.ndarray:
 
 
 def one_at_a_time(index: int, clock, logdir) -> int:
-    """The same agent with Gymnasium, a single environment; returns steps."""
+    """The same agent with Gymnasium, one whole episode in a single environment; returns steps."""
     torch.set_num_threads(1)
     device = choose_device("auto")
     agent = load_agent(logdir, device, fast_precision(device))
@@ -35,13 +35,13 @@ def one_at_a_time(index: int, clock, logdir) -> int:
     frames = environments.reset(ids)
     h, c = agent.initial_state(1)
     controller = torch.from_numpy(parameters(1)).to(device)
-    for t in range(10**9):
-        if t >= ZOOM and not clock():
-            return t - ZOOM
+    clock()
+    for _ in range(MAX_STEPS):
         actions, h, c = agent.step(torch.from_numpy(frames).to(device), controller, h, c)
         frames, _, terminated, truncated = environments.step(ids, actions.cpu().numpy())
         if terminated[0] or truncated[0]:
             frames = environments.reset(ids)
+    return MAX_STEPS
 
 
 def agent_steps(index: int, clock, logdir, n: int, threads: int) -> int:
@@ -87,7 +87,7 @@ def measure() -> list[Row]:
         for processes, threads in {(CORES, 1), (1, CORES)}
         for n in (32, 64, 128)
     }
-    single = partial(rate_in_processes, CORES, one_at_a_time, (experiment(),), seconds=4)
+    single = partial(rate_in_processes, CORES, one_at_a_time, (experiment(),))
     with evaluation(CORES, POPULATION, SAMPLES) as ours:
         rates = medians(
             {

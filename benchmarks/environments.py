@@ -7,28 +7,26 @@ import numpy as np
 
 from benchmarks.measure import Row, fastest, medians, rate_in_processes, row
 from benchmarks.setting import CORES, plans, simulator
-from envs.simulator import make_simulator
-
-# CarRacing zooms in from the whole track in the first steps of an episode, and draws them slowly.
-# They are one in twenty of an episode, but would be most of a short measurement.
-ZOOM = 60
+from envs.simulator import MAX_STEPS, make_simulator
 
 
 def step_bare(index: int, clock, name: str, n: int, threads: int) -> int:
-    """Step n environments with brownian actions, restarting those that end; returns steps."""
-    actions = plans(n)
+    """Step n environments through MAX_STEPS steps of brownian actions; returns steps.
+
+    Whole episodes, and a restart of those that end early: CarRacing zooms in from the whole track
+    in its first steps and draws them slowly, so that any shorter time would be of another mix.
+    """
+    actions = plans(n, MAX_STEPS)
     environments = make_simulator(name, [1000 * index + k for k in range(n)], threads)
     ids = np.arange(n)
+    clock()
     environments.reset(ids)
-    steps = 0
-    for t in range(10**9):
-        if t >= ZOOM and not clock():
-            return steps
-        _, _, terminated, truncated = environments.step(ids, actions[t % 1000])
+    for t in range(MAX_STEPS):
+        _, _, terminated, truncated = environments.step(ids, actions[t])
         ended = ids[terminated | truncated]
-        if len(ended):
+        if len(ended) and t < MAX_STEPS - 1:
             environments.reset(ended)
-        steps += n if t >= ZOOM else 0
+    return n * MAX_STEPS
 
 
 @functools.cache
@@ -37,7 +35,7 @@ def best_split() -> tuple[str, partial]:
     envpool = simulator() == "envpool"
     splits = {
         f"{processes} processes x {threads} threads x {n} environments": partial(
-            rate_in_processes, processes, step_bare, (simulator(), n, threads), seconds=4
+            rate_in_processes, processes, step_bare, (simulator(), n, threads)
         )
         for processes, threads in ({(CORES, 1), (1, CORES)} if envpool else {(CORES, 1)})
         for n in ((8, 16, 32) if envpool else (1,))
@@ -48,7 +46,7 @@ def best_split() -> tuple[str, partial]:
 
 def measure() -> list[Row]:
     split, bare_rate = best_split()
-    gymnasium = partial(rate_in_processes, CORES, step_bare, ("gymnasium", 1, 1), seconds=4)
+    gymnasium = partial(rate_in_processes, CORES, step_bare, ("gymnasium", 1, 1))
     rates = medians({"bare": bare_rate, "gymnasium": gymnasium})
     stage = f"bare environments ({simulator()}, {split})"
     against = f"gymnasium, {CORES} processes"

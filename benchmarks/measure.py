@@ -63,7 +63,8 @@ def rate_in_processes(
     """Sum of the rates of `count` processes that run together.
 
     `target(index, clock, *arguments)` sets itself up, calls `clock()` once to wait for the
-    others, works until `clock()` is False, and returns how much it did in that time.
+    others, works (until `clock()` is False, where it does not know how long) and returns how
+    much it did in that time.
     """
     context = mp.get_context("spawn")
     barrier, results = context.Barrier(count), context.Queue()
