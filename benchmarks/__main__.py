@@ -83,7 +83,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
-    parser = script_parser("Measure speed and memory of each stage; takes about 25 minutes.")
+    parser = script_parser("Measure speed and memory of each stage; takes about half an hour.")
     parser.add_argument(
         "--only", nargs="+", choices=STAGES, default=STAGES, help="the stages to measure"
     )
