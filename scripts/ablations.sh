@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# One controller for each choice and seed, with the V and M of scripts/reproduce.sh and the same
-# budget of environment steps; each is scored on 100 test tracks of EnvPool. Then the table of
-# docs/experiments.md. Stopped at any point and run again, it continues. About 25 minutes for each
-# training on 2 cores.
+# One controller for each choice and seed, with the same V and M and the same budget of environment
+# steps; each is scored on 100 test tracks of EnvPool. Then a table of all scores, which are kept in
+# LOGDIR/ablations/results.json. Stopped at any point and run again, it continues. About 25 minutes
+# for each training on 2 cores.
 #
 #   bash scripts/ablations.sh                            all of them
 #   ONLY="base no_patience" bash scripts/ablations.sh    some; the table shows all that are there
 #
-# LOGDIR (relative to the repository), STEPS and SEEDS choose experiment, budget and seeds.
+# LOGDIR (relative to the repository), STEPS and SEEDS choose experiment, budget and seeds; MODELS
+# is the logdir with V and M, if not LOGDIR: MODELS=pretrained takes the shipped ones, which need no
+# training. `models_of_round_1` and `without_gymnasium_episodes` need what scripts/reproduce.sh left
+# in LOGDIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 logdir=${LOGDIR:-experiment}
 steps=${STEPS:-2000000}
 seeds=${SEEDS:-0 1}
+models=${MODELS:-$logdir}
 folder=$logdir/ablations
 all="base no_patience full_covariance sigma_0.05 sigma_0.2 population_96_with_1_rollout
     population_16_with_6_rollouts growing_rollouts squashed_actions untrained_mdrnn no_mdrnn
@@ -58,30 +62,34 @@ choice() {
     done
 }
 
-choice base "$logdir" --diagonal
-choice no_patience "$logdir" --diagonal --patience 0
-choice full_covariance "$logdir"
-choice sigma_0.05 "$logdir" --diagonal --sigma 0.05
-choice sigma_0.2 "$logdir" --diagonal --sigma 0.2
-choice population_96_with_1_rollout "$logdir" --diagonal --pop-size 96 --n-samples 1
-choice population_16_with_6_rollouts "$logdir" --diagonal --pop-size 16 --n-samples 6
-choice growing_rollouts "$logdir" --diagonal --max-samples 12
-choice squashed_actions "$logdir" --diagonal --actions squash
-choice untrained_mdrnn "$logdir" --diagonal --untrained-mdrnn
-choice no_mdrnn "$logdir" --diagonal --no-mdrnn
+choice base "$models" --diagonal
+choice no_patience "$models" --diagonal --patience 0
+choice full_covariance "$models"
+choice sigma_0.05 "$models" --diagonal --sigma 0.05
+choice sigma_0.2 "$models" --diagonal --sigma 0.2
+choice population_96_with_1_rollout "$models" --diagonal --pop-size 96 --n-samples 1
+choice population_16_with_6_rollouts "$models" --diagonal --pop-size 16 --n-samples 6
+choice growing_rollouts "$models" --diagonal --max-samples 12
+choice squashed_actions "$models" --diagonal --actions squash
+choice untrained_mdrnn "$models" --diagonal --untrained-mdrnn
+choice no_mdrnn "$models" --diagonal --no-mdrnn
 choice models_of_round_1 "$logdir/round_1" --diagonal
 
 # V and M of the same data, less the 40 episodes of Gymnasium.
-models=$folder/models_without_gymnasium
+without=$folder/models_without_gymnasium
 if chosen without_gymnasium_episodes; then
-    mkdir -p "$models/data"
+    mkdir -p "$without/data"
     for name in brown driven; do
-        ln -sfn "$(realpath "$logdir/data/$name")" "$models/data/$name"
+        if [[ ! -d $logdir/data/$name ]]; then
+            echo "error: $logdir/data/$name does not exist; run scripts/reproduce.sh first" >&2
+            exit 2
+        fi
+        ln -sfn "$(realpath "$logdir/data/$name")" "$without/data/$name"
     done
-    common=(--logdir "$models" --rootdir "$models/data" --device cpu)
+    common=(--logdir "$without" --rootdir "$without/data" --device cpu)
     python trainvae.py "${common[@]}" --epochs 3 --batch-size 64
     python trainmdrnn.py "${common[@]}" --epochs 40
 fi
-choice without_gymnasium_episodes "$models" --diagonal
+choice without_gymnasium_episodes "$without" --diagonal
 
 python scripts/ablation_table.py --logdir "$logdir"

@@ -8,7 +8,6 @@ The returns on one track differ less between two controllers than those on two t
 differences are taken track by track.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -17,21 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.cli import UserError, run_script, script_parser
-
-
-def read_returns(path: Path) -> tuple[dict[int, float], str]:
-    """The return of each episode in what test_controller.py printed, and the simulator."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; keep what test_controller.py prints in it")
-    text = path.read_text()
-    found = re.findall(r"^episode (\d+): return (\S+)$", text, re.MULTILINE)
-    simulator = re.search(r"^return .* on (\w+), ", text, re.MULTILINE)
-    if not found or simulator is None:
-        raise UserError(f"{path} has no returns; it must be all that test_controller.py printed")
-    returns = {int(number): float(value) for number, value in found}
-    if not np.isfinite(list(returns.values())).all():
-        raise UserError(f"{path} has returns that are NaN: that controller is broken")
-    return returns, simulator[1]
+from utils.scores import read_returns
 
 
 def main() -> None:

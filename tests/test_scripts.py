@@ -356,6 +356,41 @@ def test_comparing_controllers_pairs_their_tracks(tmp_path):
     assert compare().returncode == 2 and "a.txt has no returns" in compare().stderr
 
 
+def test_ablation_table_adds_the_finished_runs(tmp_path):
+    """Runs of two machines come together in one file; a run without a score is left out."""
+
+    def run(machine, name, steps, returns):
+        folder = tmp_path / machine / "ablations" / name
+        state = {"steps": steps, "generation": 3}
+        save_checkpoint(folder / "ctrl" / "checkpoint.tar", {"state": state})
+        if returns:
+            lines = [f"episode {k}: return {value}" for k, value in enumerate(returns, start=1)]
+            end = "return 1.0 +- 1.0 (mean +- standard deviation) over 2 episodes on envpool, ..."
+            (folder / "test.txt").write_text("\n".join([*lines, end, ""]))
+
+    def table(machine):
+        return run_script(
+            *("scripts/ablation_table.py", "--logdir", machine, "--results", "all.json"),
+            cwd=tmp_path,
+        )
+
+    assert table("a").returncode == 2 and "a has no ablations" in table("a").stderr
+    run("a", "base-0", 2_000_000, [800.0, 900.0])
+    run("a", "no_mdrnn-0", 2_010_000, [600.0, 600.0])
+    run("a", "no_mdrnn-1", 1_000_000, [])
+    assert table("a").returncode == 0
+    run("b", "base-1", 2_020_000, [880.0, 880.0])
+    done = table("b")
+    rows = done.stdout.splitlines()
+    base = "| base | 2.00 M, 2.02 M | 3, 3 | 850.0 +- 50.0, 880.0 +- 0.0 | 865.0 | 906 +- 21; 860"
+    assert rows[2].startswith(base)
+    assert rows[3].startswith("| no mdrnn | 2.01 M | 3 | 600.0 +- 0.0 | 600.0 | 632 +- 251")
+    assert rows[-1].endswith("standard deviation 21.2 (over 1 choices)")  # 30 / sqrt(2)
+    (tmp_path / "all.json").write_text("[1, 2]")
+    assert table("b").returncode == 2 and "all.json is not a file of this" in table("b").stderr
+    assert (tmp_path / "all.json").read_text() == "[1, 2]"
+
+
 def test_a_root_of_links_is_made_once(monkeypatch, tmp_path):
     """Two stages of the benchmarks ask for the same many episodes."""
     from benchmarks import setting

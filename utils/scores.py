@@ -1,0 +1,26 @@
+"""The returns in what test_controller.py prints, for the scripts that compare controllers."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from utils.cli import UserError
+
+
+def read_returns(path: Path) -> tuple[dict[int, float], str]:
+    """The return of each episode, by its number, and the simulator.
+
+    Raises UserError for a file that is not all that test_controller.py printed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; keep what test_controller.py prints in it")
+    text = path.read_text()
+    found = re.findall(r"^episode (\d+): return (\S+)$", text, re.MULTILINE)
+    simulator = re.search(r"^return .* on (\w+), ", text, re.MULTILINE)
+    if not found or simulator is None:
+        raise UserError(f"{path} has no returns; it must be all that test_controller.py printed")
+    returns = {int(number): float(value) for number, value in found}
+    if not np.isfinite(list(returns.values())).all():
+        raise UserError(f"{path} has returns that are NaN: that controller is broken")
+    return returns, simulator[1]
