@@ -21,7 +21,7 @@ from utils.workers import WorkerPool, available_cores
 # Rollouts in a unit of work, which a worker drives in lockstep. Large enough for batches
 # that are fast, small enough that no core waits long for the last one of a generation.
 # It is the most there are; `run_rollouts` makes all units alike.
-UNIT = 32
+UNIT = 64
 
 
 class Rollouts(NamedTuple):
