@@ -18,15 +18,16 @@ from utils.cli import UserError
 from utils.learning import choose_device, fast_precision, weights_digest
 from utils.workers import WorkerPool, available_cores
 
-# Rollouts in a unit of work, which a worker drives in lockstep. Large enough for batches
-# that are fast, small enough that no core waits long for the last one of a generation.
-# It is the most there are; `run_rollouts` makes all units alike.
+# Rollouts in a unit of work, which a worker drives in lockstep. Large enough for batches that are
+# fast, small enough that a large population keeps all cores busy to its end. It is the most there
+# are; `run_rollouts` makes all units alike.
 UNIT = 64
 
 
 class Rollouts(NamedTuple):
     """A unit of work: rollout i drives controller `parameters[i]` on track `seeds[i]`."""
 
+    number: int  # of the unit
     parameters: np.ndarray  # (n, P) float32
     seeds: list[int]
     patience: int  # see envs.rollouts.play
@@ -89,6 +90,7 @@ def setup_worker(
 ) -> Callable:
     """What a worker process of `workers` does with Rollouts: (returns (n,), lengths (n,)).
 
+    It reports (number of the unit, rollouts that are finished), and lines for the terminal.
     `models` is the fingerprint of the V and M that all workers drive with.
     """
     threads = max(1, available_cores() // workers)
@@ -112,15 +114,19 @@ def setup_worker(
     print(f"worker {index}: {chosen}, {threads} threads", flush=True)
     underway, told = False, False
 
-    def watch(*_) -> None:
-        nonlocal underway
-        if not underway:
-            print(f"worker {index}: first step", flush=True)
-            underway = True
-
     def work(unit: Rollouts, report: Callable) -> tuple[np.ndarray, np.ndarray]:
         nonlocal told
-        n = len(unit.seeds)
+        n = going = len(unit.seeds)
+
+        def watch(ids: np.ndarray, *_) -> None:
+            nonlocal underway, going
+            if not underway:
+                print(f"worker {index}: first step", flush=True)
+                underway = True
+            if len(ids) < going:
+                going = len(ids)
+                report((unit.number, n - going))
+
         environments = make_simulator(simulator, unit.seeds, threads)
         try:
             policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
@@ -163,26 +169,41 @@ def run_rollouts(
     """Drive each of m controllers (m, P) on each of k tracks.
 
     Returns the returns (m, k) float64 and the lengths in frames (m, k) int64.
-    `progress(rollouts)` is called as they are finished.
+    `progress(rollouts)` is called as rollouts are finished.
     """
     m, k = len(parameters), len(seeds)
     pairs = [(i, j) for i in range(m) for j in range(k)]
-    # As many units for each worker, and of one size: none is left alone with the last of them.
-    rounds = -(-len(pairs) // (UNIT * len(pool)))
-    size = -(-len(pairs) // (rounds * len(pool)))
-    shares = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    # As many units for each worker, and alike: of one size to within one rollout, and shuffled,
+    # because the rollouts of a candidate are of like length, and those of a track too.
+    count = min(len(pairs), len(pool) * -(-len(pairs) // (UNIT * len(pool))))
+    order = np.random.default_rng(0).permutation(len(pairs))
+    shares = [[pairs[i] for i in order[first::count]] for first in range(count)]
     units = [
         Rollouts(
+            number,
             parameters[[i for i, _ in share]].astype(np.float32),
             [seeds[j] for _, j in share],
             patience,
         )
-        for share in shares
+        for number, share in enumerate(shares)
     ]
+    finished = [0] * count
+
+    def advance(number: int, rollouts: int) -> None:
+        # A unit that is done again, because its worker died, counts once.
+        if progress is not None and rollouts > finished[number]:
+            progress(rollouts - finished[number])
+            finished[number] = rollouts
+
+    def news(content: str | tuple[int, int]) -> None:
+        if isinstance(content, str):
+            print(content)
+        else:
+            advance(*content)
+
     returns, lengths = np.empty((m, k)), np.empty((m, k), np.int64)
-    for unit, (unit_returns, unit_lengths) in pool.run(units, news=print):
-        rows, columns = zip(*shares[unit], strict=True)
+    for number, (unit_returns, unit_lengths) in pool.run(units, news):
+        rows, columns = zip(*shares[number], strict=True)
         returns[rows, columns], lengths[rows, columns] = unit_returns, unit_lengths
-        if progress is not None:
-            progress(len(shares[unit]))
+        advance(number, len(shares[number]))
     return returns, lengths

@@ -218,7 +218,11 @@ def test_workers_give_each_rollout_its_place(experiment):
         counted = []
         returns, lengths = run_rollouts(pool, parameters, seeds, counted.append)
         again, _ = run_rollouts(pool, parameters, seeds)
-    assert returns.shape == lengths.shape == (3, 2) and sum(counted) == 6
+        ended = []
+        run_rollouts(pool, parameters, seeds, ended.append, patience=60)
+    assert returns.shape == lengths.shape == (3, 2)
+    assert sum(counted) == sum(ended) == 6
+    assert len(ended) > 2  # told as they end, not by the unit
     np.testing.assert_array_equal(returns, again)
     agent = load_agent(experiment, CPU, fast_precision(CPU))
     for i, j in ((0, 1), (2, 0)):
@@ -269,11 +273,15 @@ def test_units_are_alike_and_as_many_for_each_worker():
         def run(self, units, news):
             self.sizes = [len(unit.seeds) for unit in units]
             for i, unit in enumerate(units):
+                for done in (1, 1):  # its worker died, and another one began it again
+                    news((unit.number, done))
                 yield i, (np.array(unit.seeds, float), np.ones(len(unit.seeds), np.int64))
 
     for workers, m, k in ((2, 32, 3), (2, 32, 4), (4, 3, 100), (8, 96, 3), (3, 2, 1), (2, 5, 7)):
         pool = Pool(workers)
-        returns, _ = run_rollouts(pool, np.zeros((m, 867)), list(range(k)))
+        counted = []
+        returns, _ = run_rollouts(pool, np.zeros((m, 867)), list(range(k)), counted.append)
+        assert sum(counted) == m * k
         np.testing.assert_array_equal(returns, np.tile(np.arange(k), (m, 1)))
         assert sum(pool.sizes) == m * k and max(pool.sizes) <= UNIT
         rounds = -(-len(pool.sizes) // workers)
