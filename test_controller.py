@@ -148,8 +148,8 @@ def main() -> None:
     over = np.mean(np.array(returns) > 900)
     print(
         f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} (mean +- standard deviation) "
-        f"over {len(returns)} episodes on {simulator}, minimum {np.min(returns):.1f}, "
-        f"{over:.0%} over 900"
+        f"over {len(returns)} episodes on {simulator}, seed {args.seed}, "
+        f"minimum {np.min(returns):.1f}, {over:.0%} over 900"
     )
 
 

@@ -35,7 +35,8 @@ def read_results(path: Path) -> dict[str, dict]:
     try:
         results = json.loads(path.read_text())
         for run in results.values():
-            int(run["steps"]), int(run["generations"]), float(np.mean(run["returns"]))
+            int(run["steps"]), int(run["generations"]), str(run["tracks"])
+            float(np.mean(run["returns"]))
     except (ValueError, AttributeError, KeyError, TypeError):
         raise UserError(f"--results {path} is not a file of this script; name another") from None
     return results
@@ -45,12 +46,12 @@ def read_runs(logdir: Path) -> dict[str, dict]:
     """The finished runs in a logdir, by choice and seed: steps, generations, returns (100,)."""
     runs = {}
     for test in sorted(logdir.glob("ablations/*-*/test.txt")):
-        returns, simulator = read_returns(test)
+        returns, tracks = read_returns(test)
         state = load_checkpoint(test.parent / "ctrl" / "checkpoint.tar")["state"]
         runs[test.parent.name] = {
             "steps": state["steps"],
             "generations": state["generation"],
-            "simulator": simulator,
+            "tracks": tracks,
             "returns": [returns[number] for number in sorted(returns)],
         }
     return runs
@@ -97,6 +98,9 @@ def main() -> None:
     results = read_results(path) | read_runs(args.logdir)
     if not results:
         raise UserError(f"{args.logdir} has no ablations; run bash scripts/ablations.sh first")
+    tracks = {(run["tracks"], len(run["returns"])) for run in results.values()}
+    if len(tracks) > 1:
+        raise UserError(f"{path} and {args.logdir} hold scores on different tracks: {tracks}")
     lines = [f"{json.dumps(name)}: {json.dumps(results[name])}" for name in sorted(results)]
     with atomic_write(path) as file:  # one line for each run
         file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())

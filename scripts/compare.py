@@ -24,11 +24,9 @@ def main() -> None:
     parser.add_argument("first", type=Path, help="output of the first controller")
     parser.add_argument("second", type=Path, help="output of the second, with the same options")
     args = parser.parse_args()
-    (first, simulator), (second, other) = read_returns(args.first), read_returns(args.second)
-    if simulator != other:
-        raise UserError(
-            f"{args.first} is of {simulator} and {args.second} of {other}: other tracks"
-        )
+    (first, driven), (second, other) = read_returns(args.first), read_returns(args.second)
+    if driven != other:
+        raise UserError(f"{args.first} is of {driven}, and {args.second} of {other}: other tracks")
     tracks = sorted(first.keys() & second.keys())
     if len(tracks) < 2:
         raise UserError(f"{args.first} and {args.second} need at least two tracks in common")

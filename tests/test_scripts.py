@@ -335,9 +335,9 @@ def test_contradictory_view_options_are_refused(experiment, tmp_path):
 def test_comparing_controllers_pairs_their_tracks(tmp_path):
     """Differences 10, 20, 30 on tracks 2 to 4: mean 20, deviation 10, error 10 / sqrt(3)."""
 
-    def write(name, returns, simulator="envpool"):
+    def write(name, returns, tracks="envpool, seed 0"):
         lines = [f"episode {k}: return {value}" for k, value in returns.items()]
-        end = f"return 1.0 +- 1.0 (mean +- standard deviation) over 4 episodes on {simulator}, ..."
+        end = f"return 1.0 +- 1.0 (mean +- standard deviation) over 4 episodes on {tracks}, ..."
         (tmp_path / name).write_text("\n".join(["view: none", *lines, end, ""]))
 
     def compare():
@@ -350,8 +350,9 @@ def test_comparing_controllers_pairs_their_tracks(tmp_path):
     assert "a difference of 10 is two standard errors on 4 tracks" in done.stdout
     write("b.txt", {2: 1.0, 3: "nan"})
     assert compare().returncode == 2 and "b.txt has returns that are NaN" in compare().stderr
-    write("b.txt", {2: 1.0, 3: 2.0}, "gymnasium")
-    assert compare().returncode == 2 and "other tracks" in compare().stderr
+    for tracks in ("gymnasium, seed 0", "envpool, seed 1"):
+        write("b.txt", {2: 1.0, 3: 2.0}, tracks)
+        assert compare().returncode == 2 and "other tracks" in compare().stderr
     (tmp_path / "a.txt").write_text("nothing\n")
     assert compare().returncode == 2 and "a.txt has no returns" in compare().stderr
 
@@ -359,13 +360,13 @@ def test_comparing_controllers_pairs_their_tracks(tmp_path):
 def test_ablation_table_adds_the_finished_runs(tmp_path):
     """Runs of two machines come together in one file; a run without a score is left out."""
 
-    def run(machine, name, steps, returns):
+    def run(machine, name, steps, returns, tracks="envpool, seed 1"):
         folder = tmp_path / machine / "ablations" / name
         state = {"steps": steps, "generation": 3}
         save_checkpoint(folder / "ctrl" / "checkpoint.tar", {"state": state})
         if returns:
             lines = [f"episode {k}: return {value}" for k, value in enumerate(returns, start=1)]
-            end = "return 1.0 +- 1.0 (mean +- standard deviation) over 2 episodes on envpool, ..."
+            end = f"return 1.0 +- 1.0 (mean +- standard deviation) over 2 episodes on {tracks}, ..."
             (folder / "test.txt").write_text("\n".join([*lines, end, ""]))
 
     def table(machine):
@@ -386,6 +387,8 @@ def test_ablation_table_adds_the_finished_runs(tmp_path):
     assert rows[2].startswith(base)
     assert rows[3].startswith("| no mdrnn | 2.01 M | 3 | 600.0 +- 0.0 | 600.0 | 632 +- 251")
     assert rows[-1].endswith("standard deviation 21.2 (over 1 choices)")  # 30 / sqrt(2)
+    run("c", "base-2", 2_000_000, [880.0, 880.0], "gymnasium, seed 1")
+    assert table("c").returncode == 2 and "different tracks" in table("c").stderr
     (tmp_path / "all.json").write_text("[1, 2]")
     assert table("b").returncode == 2 and "all.json is not a file of this" in table("b").stderr
     assert (tmp_path / "all.json").read_text() == "[1, 2]"
