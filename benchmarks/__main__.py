@@ -94,6 +94,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.plot and "growth" not in args.only:
         raise UserError("--plot draws the stage growth; add it to --only")
+    if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot {args.plot}: the name must end in .png, .svg or .pdf")
+    if args.plot:
+        args.plot.parent.mkdir(parents=True, exist_ok=True)
     for name in ("psutil", "matplotlib"):
         if importlib.util.find_spec(name) is None:
             raise UserError(f"{name} is missing; pip install -r requirements-dev.txt")

@@ -38,7 +38,7 @@ def best_split() -> tuple[str, partial]:
             rate_in_processes, processes, step_bare, (simulator(), n, threads)
         )
         for processes, threads in ({(CORES, 1), (1, CORES)} if envpool else {(CORES, 1)})
-        for n in ((8, 16, 32) if envpool else (1,))
+        for n in ((16, 32, 64) if envpool else (1,))
     }
     best = fastest(splits)
     return best, splits[best]

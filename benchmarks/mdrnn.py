@@ -1,5 +1,7 @@
 """MDN-RNN training on cached latents, against encoding anew and against the bare step."""
 
+from itertools import cycle, islice
+
 import numpy as np
 import torch
 
@@ -45,13 +47,14 @@ def measure() -> list[Row]:
         optimizer.step()
 
     bare_model, bare_optimizer = trainer()
-    window = next(loader.epoch(np.random.default_rng(1)))
-    drawn = sample_latent(window["mu"], window["logsigma"])
-    z, next_z = drawn[:-1], drawn[1:]
+    windows = []
+    for window in islice(loader.epoch(np.random.default_rng(1)), 64):
+        drawn = sample_latent(window["mu"], window["logsigma"])
+        windows.append((drawn[:-1], drawn[1:], window))
     steps = -(-transitions // (BATCH_SIZE * SEQ_LEN))
 
     def bare() -> int:
-        for _ in range(steps):
+        for z, next_z, window in islice(cycle(windows), steps):
             train_on(bare_model, bare_optimizer, z, next_z, window)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -61,6 +64,7 @@ def measure() -> list[Row]:
     encoder = Encoder().to(device, precision, memory_format=torch.channels_last).eval()
     frames = torch.from_numpy(read_episode(files[0].path).observations).to(device)
     anew_model, anew_optimizer = trainer()
+    _, _, window = windows[0]  # its actions and rewards go with the latents encoded anew
 
     def anew() -> int:
         for _ in range(8):

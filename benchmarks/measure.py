@@ -106,10 +106,9 @@ def peak_memory(pid: int) -> int:
 
 
 def start_script(script: str, *arguments: object) -> subprocess.Popen:
-    """One of the repository's scripts, quietly, in a process of its own."""
+    """One of the repository's scripts in a process of its own; only its errors are shown."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / script), *map(str, arguments)],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
         env=os.environ | {"TQDM_DISABLE": "1"},
     )

@@ -18,13 +18,19 @@ from data.episodes import list_episodes, split_readable
 from data.loaders import FrameLoader
 from models.vae import VAE
 from trainvae import run_epoch
+from utils.cli import UserError
 from utils.learning import choose_device, fast_precision
 
 MIB = 2**20
 
 
-def watch(script: subprocess.Popen, seconds: float) -> tuple[float, float]:
-    """Peak MiB of a script and of its largest child in its first `seconds`; then it is ended."""
+def watch(
+    script: subprocess.Popen, seconds: float, to_its_end: bool = False
+) -> tuple[float, float]:
+    """Peak MiB of a script and of its largest child in its first `seconds`; then it is ended.
+
+    Raises UserError where it failed, or was not done in that time although it should be.
+    """
     parent = child = 0
     end = time.monotonic() + seconds
     while time.monotonic() < end and script.poll() is None:
@@ -33,10 +39,15 @@ def watch(script: subprocess.Popen, seconds: float) -> tuple[float, float]:
             for process in psutil.Process(script.pid).children():
                 child = max(child, peak_memory(process.pid))
         except (RuntimeError, FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
-            continue  # one of them ended in between
+            pass  # one of them ended in between
         time.sleep(0.5)
+    code = script.poll()
     script.kill()
     script.wait()
+    if code not in (None, 0):
+        raise UserError(f"{script.args[1]} ended with exit code {code}; see above")
+    if to_its_end and code is None:
+        raise UserError(f"{script.args[1]} was not done after {seconds:.0f} s")
     return parent / MIB, child / MIB
 
 
@@ -65,6 +76,8 @@ def vae_epoch(rootdir: Path) -> None:
 
 
 def measure() -> list[Row]:
+    if not Path("/proc/self/status").exists():
+        raise UserError("peak memory is read from Linux's /proc; leave this stage out with --only")
     empty, _ = watch(
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]), seconds=2
     )
@@ -73,6 +86,7 @@ def measure() -> list[Row]:
             [sys.executable, "-m", "benchmarks.memory", str(many_episodes(1000))], cwd=ROOT
         ),
         seconds=600,
+        to_its_end=True,
     )
     _, worker = watch(
         start_script(

@@ -18,7 +18,7 @@ from utils.checkpoint import save_checkpoint
 from utils.workers import WorkerPool, available_cores
 
 CORES = available_cores()
-EPISODES = 2 * BATCH
+EPISODES = max(2, CORES) * BATCH  # a unit for each process at least
 
 
 @functools.cache

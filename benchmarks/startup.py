@@ -8,6 +8,7 @@ import time
 
 from benchmarks.measure import Row, row, start_script
 from benchmarks.setting import experiment, folder, simulator
+from utils.cli import UserError
 
 FIRST_STEP = "first step"  # what a worker writes to its log (envs/parallel.py)
 
@@ -15,14 +16,14 @@ FIRST_STEP = "first step"  # what a worker writes to its log (envs/parallel.py)
 def seconds_to_first_step() -> float:
     logdir = folder() / "startup"
     shutil.rmtree(logdir, ignore_errors=True)
-    shutil.copytree(experiment(), logdir)
-    shutil.rmtree(logdir / "ctrl")
+    # Without what another stage may have left there: the logs of workers, a training of C.
+    shutil.copytree(experiment(), logdir, ignore=shutil.ignore_patterns("tmp", "ctrl*"))
     log = logdir / "tmp" / "worker_0.log"
     start = time.perf_counter()
     script = start_script("traincontroller.py", "--logdir", logdir, "--simulator", simulator())
     while not (log.exists() and FIRST_STEP in log.read_text()):
         if script.poll() is not None:
-            raise RuntimeError("traincontroller.py ended before its first step")
+            raise UserError("traincontroller.py ended before its first step; see above")
         time.sleep(0.01)
     seconds = time.perf_counter() - start
     script.kill()
