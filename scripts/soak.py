@@ -7,6 +7,7 @@ with kills, then as many generations in another one without. Prints the memory (
 parent and of its workers at each kill; exits with 1 when the two trainings differ.
 """
 
+import importlib.util
 import random
 import re
 import shutil
@@ -17,8 +18,12 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-import psutil
 import torch
+
+if importlib.util.find_spec("psutil") is None:
+    print("soak.py: error: psutil is missing; pip install -r requirements-dev.txt", file=sys.stderr)
+    sys.exit(2)
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -64,8 +69,13 @@ def disturb(training: subprocess.Popen, args: Namespace) -> list[tuple[float, fl
         time.sleep(args.every)
         if training.poll() is not None:
             return memory
-        workers = workers_of(parent)
-        rss = [p.memory_info().rss / MIB for p in workers]
+        try:
+            workers = workers_of(parent)
+            rss = [p.memory_info().rss / MIB for p in workers]
+        except psutil.NoSuchProcess:
+            continue  # one of them ended in between
+        if not workers:
+            continue  # they are not there yet
         memory.append((parent.memory_info().rss / MIB, max(rss)))
         generator.choice(workers).kill()
         minutes = (time.monotonic() - begin) / 60
@@ -96,10 +106,12 @@ def main() -> None:
         disturbed, quiet = logdirs
 
         training = start(disturbed, args.seed)
-        memory = disturb(training, args)
-        died = training.poll()
-        training.kill()
-        training.wait()
+        try:
+            memory = disturb(training, args)
+            died = training.poll()
+        finally:
+            training.kill()
+            training.wait()
         if died is not None or not memory:
             sys.exit(f"the training ended by itself:\n{(disturbed / 'output.txt').read_text()}")
         generation = load_checkpoint(disturbed / "ctrl/checkpoint.tar")["state"]["generation"]
