@@ -24,7 +24,7 @@ from envs.rollouts import AgentPolicy, play
 from envs.simulator import GymnasiumSimulator, choose_simulator
 from envs.tracks import track_seeds
 from envs.viewer import VIDEO_SUFFIXES, Video, why_no_window
-from models.agent import PAPER
+from models.agent import DEFAULT
 from models.controller import Controller
 from models.vae import VAE
 from utils.checkpoint import load_weights, stage_weights
@@ -104,7 +104,7 @@ def main() -> None:
     stage_weights(args.logdir, "vae", "python trainvae.py")  # name the first stage that is missing
     if args.untrained:
         torch.manual_seed(args.seed)
-        controller, driving = Controller(), PAPER
+        controller, driving = Controller(), DEFAULT
         print(f"controller: random weights (--untrained, seed {args.seed})")
     else:
         path = stage_weights(args.logdir, "ctrl", "python traincontroller.py")
@@ -112,7 +112,7 @@ def main() -> None:
         variant = "".join(
             f", {name} {value}"
             for name, value in driving._asdict().items()
-            if value != getattr(PAPER, name)
+            if value != getattr(DEFAULT, name)
         )
         print(f"controller: {path}, generation {state.get('epoch', '?')}{variant}")
         trained_with = state.get("about", {}).get("models")

@@ -9,12 +9,12 @@ import torch
 
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import make_simulator
-from models.agent import PAPER, Agent, Driving
+from models.agent import DEFAULT, Agent, Driving
 from models.controller import Controller
 from models.mdrnn import HIDDEN_SIZE, MDRNN
 from models.vae import Encoder
 from utils.checkpoint import load_checkpoint, load_weights, stage_weights
-from utils.cli import UserError
+from utils.cli import UserError, gpu_is_full
 from utils.learning import choose_device, fast_precision, weights_digest
 from utils.workers import WorkerPool, available_cores
 
@@ -34,7 +34,7 @@ class Rollouts(NamedTuple):
 
 
 def load_agent(
-    logdir: Path, device: torch.device, precision: torch.dtype, driving: Driving = PAPER
+    logdir: Path, device: torch.device, precision: torch.dtype, driving: Driving = DEFAULT
 ) -> Agent:
     """V's encoder and M of an experiment as an Agent.
 
@@ -109,8 +109,10 @@ def setup_worker(
         )
     try:
         agent = load_agent(logdir, chosen, fast_precision(chosen), driving)
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(no_memory) from error
+    except RuntimeError as error:
+        if gpu_is_full(error):
+            raise UserError(no_memory) from error
+        raise
     print(f"worker {index}: {chosen}, {threads} threads", flush=True)
     underway, told = False, False
 
@@ -131,8 +133,10 @@ def setup_worker(
         try:
             policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
             results = play(environments, n, n, policy, watch, unit.patience)
-        except torch.cuda.OutOfMemoryError as error:
-            raise UserError(no_memory) from error
+        except RuntimeError as error:
+            if gpu_is_full(error):
+                raise UserError(no_memory) from error
+            raise
         finally:
             environments.close()
         if chosen.type == "cuda" and not told:
@@ -150,7 +154,7 @@ def start_workers(
     device: torch.device,
     max_workers: int,
     rollouts: int,
-    driving: Driving = PAPER,
+    driving: Driving = DEFAULT,
 ) -> WorkerPool:
     """Workers for batches of `rollouts`, never more than there is work."""
     count = min(max_workers, rollouts)

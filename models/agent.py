@@ -23,7 +23,7 @@ class Driving(NamedTuple):
     actions: str = "clip"  # raw actions clipped to the box; or "squash": tanh and sigmoid
 
 
-PAPER = Driving()
+DEFAULT = Driving()
 
 
 class Agent:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import make_experiment
 
-from envs import simulator
+from envs import parallel, simulator
 from envs.parallel import (
     UNIT,
     agent_digest,
@@ -15,7 +15,7 @@ from envs.parallel import (
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import GymnasiumSimulator, make_simulator
 from envs.tracks import PURPOSES, track_seeds
-from models.agent import PAPER, Driving
+from models.agent import DEFAULT, Driving
 from models.controller import PARAMETERS, Controller
 from utils.cli import UserError
 from utils.learning import fast_precision
@@ -256,10 +256,30 @@ def test_an_untrained_memory_is_the_same_again_from_its_seed(tmp_path):
 
 
 def test_a_worker_refuses_other_models_than_its_fellows(experiment):
-    digest = agent_digest(experiment, PAPER)
-    setup_worker(0, experiment, "gymnasium", "cpu", PAPER, digest, available_cores())
+    digest = agent_digest(experiment, DEFAULT)
+    setup_worker(0, experiment, "gymnasium", "cpu", DEFAULT, digest, available_cores())
     with pytest.raises(UserError, match="changed while the workers were driving"):
-        setup_worker(0, experiment, "gymnasium", "cpu", PAPER, "another", available_cores())
+        setup_worker(0, experiment, "gymnasium", "cpu", DEFAULT, "another", available_cores())
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), UserError),
+        (RuntimeError("CUDA error: out of memory"), UserError),  # of a context, pinned memory
+        (RuntimeError("expected a matrix"), RuntimeError),
+    ],
+)
+def test_a_full_gpu_is_the_users_to_mend(error, expected, experiment, monkeypatch):
+    def full(*_):
+        raise error
+
+    digest = agent_digest(experiment, DEFAULT)
+    monkeypatch.setattr(parallel, "load_agent", full)
+    monkeypatch.setattr(parallel, "agent_digest", lambda *_: digest)
+    with pytest.raises(expected) as raised:
+        setup_worker(0, experiment, "gymnasium", "cpu", DEFAULT, digest, available_cores())
+    assert ("smaller --max-workers" in str(raised.value)) == (expected is UserError)
 
 
 def test_units_are_alike_and_as_many_for_each_worker():

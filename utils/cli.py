@@ -33,7 +33,7 @@ def run_script(main: Callable[[], None]) -> None:
         )
         sys.exit(2)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; not every script imports torch
+        if not gpu_is_full(error):
             raise
         print(
             f"{Path(sys.argv[0]).name}: error: the GPU has not enough memory; use a smaller "
@@ -47,6 +47,14 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def gpu_is_full(error: RuntimeError) -> bool:
+    """Whether torch's allocator, or CUDA itself (a context, pinned memory), found no room.
+
+    By name, because not every script imports torch.
+    """
+    return type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error)
 
 
 def positive_int(text: str) -> int:
