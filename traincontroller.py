@@ -145,7 +145,7 @@ def parse_arguments() -> argparse.Namespace:
         "--diagonal",
         action="store_true",
         help="CMA-ES with a diagonal covariance (one step size for each parameter), which is "
-        "learnt a hundred times faster than the full one",
+        "learnt hundreds of times as fast as the full one",
     )
     parser.add_argument(
         "--max-samples",

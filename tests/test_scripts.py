@@ -14,9 +14,20 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, run_script, write_dataset
+from tensorboardX import SummaryWriter
 
 from data.episodes import list_episodes, read_episode
+from envs.parallel import load_agent, load_controller
+from envs.rollouts import AgentPolicy, play
+from envs.simulator import make_simulator
+from envs.tracks import track_seeds
+from models.agent import DEFAULT
+from traincontroller import Judge, evaluate
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.evolution import Evolution
+from utils.learning import fast_precision
+
+CPU = torch.device("cpu")
 
 TINY = {
     "data/generation_script.py": ["--rollouts", "3", "--threads", "2"],
@@ -45,7 +56,7 @@ def test_readme_commands_end_to_end(tmp_path):
     assert {c[0] for c in commands} >= set(TINY)
     printed = {}
     for script, *arguments in commands:
-        if script in ("-m", "scripts/soak.py"):  # of 20 minutes each
+        if script in ("-m", "scripts/soak.py"):  # of half an hour, and of as long as you like
             command = [sys.executable, script, *arguments, "--help"]
             assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
             continue
@@ -257,6 +268,45 @@ def test_a_variant_of_the_controller_is_trained_resumed_and_tested(experiment, t
     done = run_script(*test, cwd=tmp_path)
     assert done.returncode == 0 and "memory none" in done.stdout
     assert "not those that this controller was trained with" in done.stdout
+
+
+def test_evaluations_run_in_full_whatever_the_patience(tmp_path):
+    class Pool:
+        def __len__(self):
+            return 1
+
+        def run(self, units, news):
+            self.patience = {unit.patience for unit in units}
+            for i, unit in enumerate(units):
+                yield i, (np.zeros(len(unit.seeds)), np.ones(len(unit.seeds), np.int64))
+
+    pool = Pool()
+    evolution = Evolution(867, 0.1, 4, seed=0)
+    state = {"generation": 1, "steps": 1, "seconds": 1.0, "evaluations": []}
+    state |= {name: torch.from_numpy(evolution.mean) for name in ("average", "champion")}
+    judge = Judge(tmp_path / "best.tar", pool, [1, 2], DEFAULT, {})
+    with SummaryWriter(str(tmp_path)) as writer:
+        evaluate(judge, evolution, state, False, writer)
+    assert pool.patience == {0} and judge.best == 0
+
+
+def test_a_controller_of_z_alone_is_trained_resumed_and_driven(experiment, tmp_path):
+    pytest.importorskip("envpool")
+    shutil.rmtree(experiment / "ctrl")
+    command = ["traincontroller.py", "--logdir", experiment, "--no-mdrnn", "--patience", 5]
+    command += ["--pop-size", 3, "--n-samples", 1, "--eval-rollouts", 2, "--simulator", "envpool"]
+    for generations in (1, 2):
+        done = run_script(*command, "--max-generations", generations, cwd=tmp_path)
+        assert done.returncode == 0
+    assert "continuing after generation 1" in done.stdout
+    controller, driving, best = load_controller(experiment / "ctrl/best.tar")
+    parameters = controller.flat_parameters()
+    assert parameters.shape == (99,)
+    agent = load_agent(experiment, CPU, fast_precision(CPU), driving)
+    policy = AgentPolicy(agent, parameters.expand(2, -1))
+    returns, _ = play(make_simulator("envpool", track_seeds("evaluate", 2)), 2, 2, policy)
+    # Rounding differs with the size of a batch; over 1000 steps it may cost a tile.
+    assert best["reward"] == pytest.approx(returns.mean(), abs=5)
 
 
 def test_controller_stops_at_the_target(experiment, tmp_path):
