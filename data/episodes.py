@@ -11,12 +11,18 @@ of any size, actions of T + 1 steps (the one that nothing followed is dropped), 
 """
 
 import hashlib
+import io
+import math
 import os
+import struct
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+import deflate
 import numpy as np
 import torch
 
@@ -26,6 +32,9 @@ from utils.frames import to_64
 
 # Level 1 of zlib is three times as fast as NumPy's level 6 here, for files a sixth larger.
 LEVEL = 1
+
+# At least what the header of a npy array takes: numpy refuses one of more than 10,000 characters.
+HEADER_BYTES = 2**16
 
 KEYS = ("observations", "actions", "rewards", "terminals")
 
@@ -86,13 +95,61 @@ def check_episode(path: Path) -> int:
 
 
 def _read_arrays(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    with _open(path) as npz:
+        return {key: _unpack(npz, key) for key in keys}
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An archive that has all KEYS; whatever goes wrong in the block is raised as BadEpisode."""
     try:
-        with np.load(path, allow_pickle=False) as npz:
-            return {key: npz[key] for key in keys}
-    except KeyError as error:
-        raise BadEpisode(f"has no {error}") from None
+        with zipfile.ZipFile(path) as npz:
+            missing = [key for key in KEYS if f"{key}.npy" not in npz.namelist()]
+            if missing:
+                raise BadEpisode(f"has no {', '.join(missing)}")
+            yield npz
+    except BadEpisode:
+        raise
     except Exception as error:  # damaged bytes make the readers fail in any way there is
         raise BadEpisode(str(error).splitlines()[0] if str(error) else "cannot be read") from None
+
+
+def _unpack(npz: zipfile.ZipFile, key: str) -> np.ndarray:
+    """One array of an archive.
+
+    What is deflated, libdeflate inflates straight from the file: 4 ms for 1000 frames, where
+    np.load takes 14.
+    """
+    info = npz.getinfo(f"{key}.npy")
+    encrypted = info.flag_bits & 1
+    if info.compress_type != zipfile.ZIP_DEFLATED or encrypted:
+        data = bytearray(npz.read(info))  # which says what is wrong with it, if anything
+    else:
+        npz.fp.seek(info.header_offset)
+        name_size, extra_size = struct.unpack("<26x2H", npz.fp.read(30))
+        npz.fp.seek(name_size + extra_size, os.SEEK_CUR)
+        data = deflate.deflate_decompress(npz.fp.read(info.compress_size), info.file_size)
+        if len(data) != info.file_size or deflate.crc32(data) != info.CRC:
+            raise BadEpisode(f"{key} has a wrong check sum")
+    member = io.BytesIO(memoryview(data)[:HEADER_BYTES])
+    shape, fortran_order, dtype = _read_header(member, key)
+    array = np.frombuffer(data, dtype, math.prod(shape), member.tell())
+    return array.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _read_header(member: BinaryIO, key: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of the npy array that is read; raises BadEpisode for pickled ones."""
+    version = np.lib.format.read_magic(member)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise BadEpisode(f"{key} is of an unknown npy version {version}")
+    shape, fortran_order, dtype = read(member)
+    if dtype.hasobject:
+        raise BadEpisode(f"{key} is an array of Python objects")
+    return shape, fortran_order, dtype
 
 
 def episode_length(path: Path) -> int:
@@ -102,28 +159,12 @@ def episode_length(path: Path) -> int:
     and rewards, and `read_episode` at the frames as well.
     """
     headers = {}
-    try:
-        with zipfile.ZipFile(path) as npz:
-            for key in KEYS:
-                with npz.open(f"{key}.npy") as member:
-                    version = np.lib.format.read_magic(member)
-                    read = {
-                        (1, 0): np.lib.format.read_array_header_1_0,
-                        (2, 0): np.lib.format.read_array_header_2_0,
-                    }.get(version)
-                    if read is None:
-                        raise BadEpisode(f"{key} is of an unknown npy version {version}")
-                    shape, _, dtype = read(member)
-                    if dtype.hasobject:
-                        raise BadEpisode(f"{key} is an array of Python objects")
-                    # A broadcast scalar: shape and type of the array, none of its memory.
-                    headers[key] = np.broadcast_to(np.zeros((), dtype), shape)
-    except KeyError as error:
-        raise BadEpisode(f"has no {error.args[0]}") from None
-    except BadEpisode:
-        raise
-    except Exception as error:  # damaged bytes make the readers fail in any way there is
-        raise BadEpisode(str(error).splitlines()[0] if str(error) else "cannot be read") from None
+    with _open(path) as npz:
+        for key in KEYS:
+            with npz.open(f"{key}.npy") as member:
+                shape, _, dtype = _read_header(member, key)
+                # A broadcast scalar: shape and type of the array, none of its memory.
+                headers[key] = np.broadcast_to(np.zeros((), dtype), shape)
     _check(headers["observations"], {key: headers[key] for key in KEYS[1:]})
     return len(headers["observations"])
 
