@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # One controller for each choice and seed, with the same V and M and the same budget of environment
 # steps; each is scored on 100 test tracks of EnvPool, others than those of the published scores, so
-# that nothing is chosen by these. Then a table of all scores, which are kept in
-# LOGDIR/ablations/results.json. Stopped at any point and run again, it continues. About 25 minutes
-# for each training on 2 cores.
+# that nothing is chosen by these. Then a table of all scores, which are kept in RESULTS
+# (LOGDIR/ablations/results.json). Stopped at any point and run again, it continues, and what has its
+# scores in RESULTS is not trained again, on whatever machine that was. About 25 minutes for each
+# training on 2 cores.
 #
 #   bash scripts/ablations.sh                            all of them
 #   ONLY="base no_patience" bash scripts/ablations.sh    some; the table shows all that are there
@@ -20,6 +21,7 @@ steps=${STEPS:-2000000}
 seeds=${SEEDS:-0 1}
 models=${MODELS:-$logdir}
 folder=$logdir/ablations
+results=${RESULTS:-$folder/results.json}
 all="base no_patience full_covariance sigma_0.05 sigma_0.2 population_96_with_1_rollout
     population_16_with_6_rollouts growing_rollouts squashed_actions untrained_mdrnn no_mdrnn
     models_of_round_1 without_gymnasium_episodes"
@@ -48,6 +50,10 @@ choice() {
     done
     for seed in $seeds; do
         run=$folder/$name-$seed
+        if grep -qs "^\"$name-$seed\":" "$results"; then
+            echo "$results: has the scores of $name-$seed"
+            continue
+        fi
         mkdir -p "$run"
         for stage in vae mdrnn; do
             ln -sfn "$(realpath "$models/$stage")" "$run/$stage"
@@ -93,4 +99,4 @@ if chosen without_gymnasium_episodes; then
 fi
 choice without_gymnasium_episodes "$without" --diagonal
 
-python scripts/ablation_table.py --logdir "$logdir"
+python scripts/ablation_table.py --logdir "$logdir" --results "$results"

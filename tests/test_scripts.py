@@ -444,6 +444,40 @@ def test_ablation_table_adds_the_finished_runs(tmp_path):
     assert (tmp_path / "all.json").read_text() == "[1, 2]"
 
 
+def test_ablations_that_are_scored_already_are_not_trained_again(tmp_path):
+    """The script with a `python` that only writes down what it was called with."""
+    for stage in ("vae", "mdrnn"):
+        (tmp_path / "given" / stage).mkdir(parents=True)
+        (tmp_path / "given" / stage / "best.tar").touch()
+    for folder in ("scripts", "bin"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "scripts" / "ablations.sh", tmp_path / "scripts")
+    (tmp_path / "scripts" / "environment.sh").write_text("make_environment() { :; }\n")
+    (tmp_path / "bin" / "python").write_text('#!/bin/sh\necho "$*" >> calls\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / "results.json").write_text('{\n"base-0": {},\n"no_mdrnn-1": {}\n}\n')
+    settings = {"MODELS": "given", "RESULTS": "results.json", "LOGDIR": "here"}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+    def ablations(only):
+        return subprocess.run(
+            ["bash", "scripts/ablations.sh"],
+            cwd=tmp_path,
+            env=os.environ | settings | {"PATH": path, "ONLY": only},
+            capture_output=True,
+            text=True,
+        )
+
+    done = ablations("base no_mdrnn")
+    assert done.returncode == 0, done.stderr
+    assert "results.json: has the scores of base-0" in done.stdout
+    calls = (tmp_path / "calls").read_text().splitlines()
+    trained = [re.search(r"--logdir (\S+)", c)[1] for c in calls if c.startswith("traincontr")]
+    assert trained == ["here/ablations/base-1", "here/ablations/no_mdrnn-0"]
+    assert calls[-1] == "scripts/ablation_table.py --logdir here --results results.json"
+    assert ablations("base no_such_choice").returncode == 2
+
+
 def test_a_root_of_links_is_made_once(monkeypatch, tmp_path):
     """Two stages of the benchmarks ask for the same many episodes."""
     from benchmarks import setting
