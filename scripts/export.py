@@ -20,12 +20,12 @@ def main() -> None:
     add_logdir(parser)
     parser.add_argument("--to", type=Path, default=Path("pretrained"), help="folder to write")
     args = parser.parse_args()
-    for stage, script in (
-        ("vae", "trainvae"),
-        ("mdrnn", "trainmdrnn"),
-        ("ctrl", "traincontroller"),
-    ):
-        state = load_checkpoint(stage_weights(args.logdir, stage, f"python {script}.py"))
+    scripts = {"vae": "trainvae", "mdrnn": "trainmdrnn", "ctrl": "traincontroller"}
+    states = {
+        stage: load_checkpoint(stage_weights(args.logdir, stage, f"python {script}.py"))
+        for stage, script in scripts.items()
+    }  # all of them, or none is written
+    for stage, state in states.items():
         path = args.to / stage / "best.tar"
         save_checkpoint(path, {key: state[key] for key in KEPT if key in state})
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

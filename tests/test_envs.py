@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_experiment
+from PIL import Image
 
 from envs import parallel, simulator
 from envs.parallel import (
@@ -15,8 +16,10 @@ from envs.parallel import (
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import GymnasiumSimulator, make_simulator
 from envs.tracks import PURPOSES, track_seeds
+from envs.viewer import Video
 from models.agent import DEFAULT, Driving
 from models.controller import PARAMETERS, Controller
+from models.vae import VAE
 from utils.cli import UserError
 from utils.learning import fast_precision
 from utils.workers import available_cores
@@ -313,3 +316,22 @@ def test_agent_has_all_parameters_of_a_controller(experiment):
     assert controllers(1).shape == (1, PARAMETERS)
     h, c = agent.initial_state(2)
     assert h.shape == c.shape == (2, 256) and not h.any() and not c.any()
+
+
+def test_a_gif_has_every_second_frame_at_half_size_and_real_speed(tmp_path):
+    path = tmp_path / "videos" / "lap.gif"
+    video = Video(path, VAE())
+    for shade in (40, 80, 120, 160, 200):
+        picture = np.full((400, 600, 3), shade, np.uint8)
+        video.add(picture, np.full((96, 96, 3), shade, np.uint8))
+    assert not path.exists()  # until it is complete
+    video.close()
+    assert [p.name for p in path.parent.iterdir()] == ["lap.gif"]
+    with Image.open(path) as gif:
+        assert gif.n_frames == 3 and gif.size == (400, 200)
+        for k, shade in enumerate((40, 120, 200)):
+            gif.seek(k)
+            assert gif.info["duration"] == 40  # milliseconds: two frames of 1/50 s
+            frame = np.asarray(gif.convert("RGB")).astype(int)
+            for x, y in ((100, 100), (350, 50)):  # the car's picture, and what V sees
+                assert abs(frame[y, x] - shade).max() < 8

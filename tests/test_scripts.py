@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, run_script, write_dataset
+from PIL import Image
 from tensorboardX import SummaryWriter
 
 from data.episodes import list_episodes, read_episode
@@ -86,7 +87,8 @@ def test_generation_is_exact_and_reproducible_whatever_the_threads(tmp_path):
     pytest.importorskip("envpool")
     generate(tmp_path, "--rollouts", 3, "--threads", 2, "--seed", 5).check_returncode()
     generate(tmp_path, "--rollouts", 3, "--threads", 1, "--seed", 5, rootdir="one")
-    generate(tmp_path, "--rollouts", 1, "--threads", 1, "--seed", 6, rootdir="six")
+    white = ["--seed", 6, "--policy", "white"]
+    generate(tmp_path, "--rollouts", 1, "--threads", 1, *white, rootdir="six")
     two, one = list_episodes(tmp_path / "data"), list_episodes(tmp_path / "one")
     assert [f.name for f in two] == [
         *("thread_0/rollout_0.npz", "thread_0/rollout_2.npz", "thread_1/rollout_1.npz")
@@ -100,6 +102,9 @@ def test_generation_is_exact_and_reproducible_whatever_the_threads(tmp_path):
     assert len(set(firsts)) == 3  # each its own track
     (other,) = list_episodes(tmp_path / "six")
     assert read_episode(other.path).observations[0].tobytes() not in firsts
+    # The mean step of the steering: 2/3 between two uniform numbers in [-1, 1]; a walk's is 0.11.
+    steps = np.abs(np.diff(read_episode(other.path).actions[:, 0]))
+    assert steps.mean() == pytest.approx(2 / 3, abs=0.1)
 
 
 def test_generation_makes_only_what_is_missing_and_refuses_contradictions(tmp_path):
@@ -158,7 +163,10 @@ def test_two_episodes_are_enough_and_one_is_not(tmp_path):
     data = write_dataset(tmp_path / "data", [40, 40])
     options = ["--rootdir", data, "--logdir", "exp", "--epochs", 1, "--nosamples"]
     run_script("trainvae.py", *options, cwd=tmp_path).check_returncode()
-    run_script("trainmdrnn.py", *options[:-1], cwd=tmp_path).check_returncode()
+    mdrnn = run_script("trainmdrnn.py", *options[:-1], "--include_reward", cwd=tmp_path)
+    assert mdrnn.returncode == 0 and re.search(r"bce [\d.]+, mse [\d.]+\)", mdrnn.stdout)
+    without = run_script("trainmdrnn.py", *options[:-1], cwd=tmp_path)
+    assert without.returncode == 2 and "include_reward" in without.stderr
     shutil.rmtree(data / "thread_1")
     done = run_script("trainvae.py", *options, "--noreload", cwd=tmp_path)
     assert done.returncode == 2 and "at least two" in done.stderr
@@ -405,6 +413,40 @@ def test_comparing_controllers_pairs_their_tracks(tmp_path):
         assert compare().returncode == 2 and "other tracks" in compare().stderr
     (tmp_path / "a.txt").write_text("nothing\n")
     assert compare().returncode == 2 and "a.txt has no returns" in compare().stderr
+
+
+def test_an_exported_logdir_drives_and_holds_weights_alone(experiment, tmp_path):
+    done = run_script("scripts/export.py", "--logdir", experiment, "--to", "given", cwd=tmp_path)
+    assert done.returncode == 0
+    for stage in ("vae", "mdrnn", "ctrl"):
+        before, after = (
+            load_checkpoint(folder / stage / "best.tar")
+            for folder in (experiment, tmp_path / "given")
+        )
+        assert set(after) <= {"epoch", "precision", "reward", "state_dict", "driving", "about"}
+        for name, tensor in before["state_dict"].items():
+            assert torch.equal(tensor, after["state_dict"][name])
+    load_agent(tmp_path / "given", CPU, torch.float32)
+    (experiment / "ctrl/best.tar").unlink()
+    done = run_script("scripts/export.py", "--logdir", experiment, "--to", "none", cwd=tmp_path)
+    assert done.returncode == 2 and "run `python traincontroller.py" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_learning_curve_needs_a_history_and_draws_it(tmp_path):
+    def draw():
+        command = ["scripts/learning_curve.py", "--logdir", "exp", "--to", "docs/curve.png"]
+        return run_script(*command, cwd=tmp_path)
+
+    state = {"history": [], "evaluations": []}
+    save_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar", {"state": state})
+    assert draw().returncode == 2 and "has no history" in draw().stderr
+    state["history"] = [[1.0, 3000.0, 2.0, -50.0, 10.0], [2.0, 6000.0, 4.0, 20.0, 80.0]]
+    state["evaluations"] = [[2.0, 6000.0, 4.0, 100.0, 60.0, 80.0]]
+    save_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar", {"state": state})
+    assert draw().returncode == 0
+    with Image.open(tmp_path / "docs/curve.png") as picture:
+        assert picture.size == (1000, 400)
 
 
 def test_ablation_table_adds_the_finished_runs(tmp_path):
