@@ -131,18 +131,19 @@ def test_evolution_goes_on_with_the_smallest_population(size):
         evolution.tell(candidates, -np.square(candidates).sum(axis=1))
 
 
+@pytest.mark.parametrize("size, population", [(15, 8), (99, 8), (99, 3)])
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_evolution_goes_on_bit_for_bit_from_its_stored_state(diagonal, tmp_path):
+def test_evolution_goes_on_bit_for_bit_from_its_stored_state(diagonal, size, population, tmp_path):
     def fitness(x):
-        return -np.abs(x - np.arange(15)).sum(1)
+        return -np.abs(x - np.arange(size)).sum(1)
 
-    whole = Evolution(15, 0.2, 8, seed=4, diagonal=diagonal)
+    whole = Evolution(size, 0.2, population, seed=4, diagonal=diagonal)
     for generation in range(1, 31):
         candidates = whole.ask(generation)
         whole.tell(candidates, fitness(candidates))
         if generation == 11:
             save_checkpoint(tmp_path / "c.tar", whole.state_dict())
-    resumed = Evolution(15, 0.2, 8, seed=4, diagonal=diagonal)
+    resumed = Evolution(size, 0.2, population, seed=4, diagonal=diagonal)
     resumed.load_state_dict(load_checkpoint(tmp_path / "c.tar"))
     for generation in range(12, 31):
         candidates = resumed.ask(generation)

@@ -127,7 +127,8 @@ def _restore(part: object, state: dict, seen: dict) -> None:
 
     def convert(value):
         if isinstance(value, torch.Tensor):
-            return seen.setdefault(value.data_ptr() or id(value), value.numpy().copy())
+            # In the order it had in memory: a matrix product is rounded in another way in another.
+            return seen.setdefault(value.data_ptr() or id(value), value.numpy().copy(order="K"))
         if type(value) in (list, tuple):
             return type(value)(convert(item) for item in value)
         if type(value) is dict:
