@@ -17,6 +17,7 @@ from envs.parallel import (
     agent_digest,
     load_agent,
     load_controller,
+    new_controller,
     run_rollouts,
     start_workers,
 )
@@ -25,7 +26,6 @@ from envs.simulator import GymnasiumSimulator, choose_simulator
 from envs.tracks import track_seeds
 from envs.viewer import VIDEO_SUFFIXES, Video, why_no_window
 from models.agent import DEFAULT
-from models.controller import Controller
 from models.vae import VAE
 from utils.checkpoint import load_weights, stage_weights
 from utils.cli import (
@@ -103,8 +103,10 @@ def main() -> None:
     device = choose_device(args.device)
     stage_weights(args.logdir, "vae", "python trainvae.py")  # name the first stage that is missing
     if args.untrained:
+        best = args.logdir / "ctrl" / "best.tar"
+        driving = load_controller(best)[1] if best.exists() else DEFAULT  # of the same kind
         torch.manual_seed(args.seed)
-        controller, driving = Controller(), DEFAULT
+        controller = new_controller(driving)
         print(f"controller: random weights (--untrained, seed {args.seed})")
     else:
         path = stage_weights(args.logdir, "ctrl", "python traincontroller.py")

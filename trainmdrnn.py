@@ -44,6 +44,7 @@ from utils.learning import (
     choose_device,
     describe,
     fast_precision,
+    recurrent_precision,
     require_finite,
     seed_epoch,
     weights_digest,
@@ -130,7 +131,7 @@ def train(args: Namespace) -> None:
     """All epochs, from the latest one that is stored."""
     vae_path = stage_weights(args.logdir, "vae", "python trainvae.py")
     device = choose_device(args.device)
-    precision = fast_precision(device)
+    precision = recurrent_precision(device)
     print(describe(device, precision))
     files = list_episodes(args.rootdir)
     split_episodes(files)  # too few are an error before anything is encoded
@@ -141,7 +142,7 @@ def train(args: Namespace) -> None:
     digest = weights_digest(vae.encoder)[:16]
     if not args.noreload:
         check_vae(folder, digest)
-    latents = encode_episodes(files, vae.encoder, args.logdir, device, precision)
+    latents = encode_episodes(files, vae.encoder, args.logdir, device, fast_precision(device))
     train_files, test_files = split_episodes([file for file in files if file.name in latents])
     print(f"{args.rootdir}: {len(train_files)} episodes to train on, {len(test_files)} held out")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Row
-from utils.cli import UserError, run_script, script_parser
+from utils.cli import UserError, picture_path, run_script, script_parser
 from utils.files import atomic_write
 
 STAGES = (
@@ -89,13 +89,11 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, default=None, help="write the table to this file")
     parser.add_argument(
-        "--plot", type=Path, default=None, help="draw the growth rows to this picture"
+        "--plot", type=picture_path, default=None, help="draw the growth rows to this picture"
     )
     args = parser.parse_args()
     if args.plot and "growth" not in args.only:
         raise UserError("--plot draws the stage growth; add it to --only")
-    if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"--plot {args.plot}: the name must end in .png, .svg or .pdf")
     if args.plot:
         args.plot.parent.mkdir(parents=True, exist_ok=True)
     for name in ("psutil", "matplotlib"):

@@ -14,16 +14,16 @@ from models.mdrnn import MDRNN, mdrnn_losses
 from models.vae import Encoder, sample_latent
 from trainmdrnn import run_epoch
 from utils.frames import pixels_to_unit
-from utils.learning import choose_device, fast_precision
+from utils.learning import choose_device, fast_precision, recurrent_precision
 
 BATCH_SIZE, SEQ_LEN = 16, 32  # the defaults of trainmdrnn.py
 
 
 def measure() -> list[Row]:
     device = choose_device("auto")
-    precision = fast_precision(device)
+    fast, precision = fast_precision(device), recurrent_precision(device)
     files = list_episodes(many_episodes(64))
-    latents = encode_episodes(files, Encoder(), folder() / "mdrnn", device, precision)
+    latents = encode_episodes(files, Encoder(), folder() / "mdrnn", device, fast)
     loader = WindowLoader(list(latents.values()), BATCH_SIZE, SEQ_LEN, device, shuffle=True)
     transitions = len(loader.starts(np.random.default_rng(0))) * SEQ_LEN
 
@@ -61,7 +61,7 @@ def measure() -> list[Row]:
         return steps * BATCH_SIZE * SEQ_LEN
 
     # The earlier way, batched well: all frames of a batch of windows in one call of the encoder.
-    encoder = Encoder().to(device, precision, memory_format=torch.channels_last).eval()
+    encoder = Encoder().to(device, fast, memory_format=torch.channels_last).eval()
     frames = torch.from_numpy(read_episode(files[0].path).observations).to(device)
     anew_model, anew_optimizer = trainer()
     _, _, window = windows[0]  # its actions and rewards go with the latents encoded anew
@@ -71,7 +71,7 @@ def measure() -> list[Row]:
             starts = torch.randint(0, len(frames) - SEQ_LEN - 1, (BATCH_SIZE,), device=device)
             rows = starts + torch.arange(SEQ_LEN + 1, device=device)[:, None]
             with torch.inference_mode():
-                x = pixels_to_unit(frames[rows.flatten()], precision)
+                x = pixels_to_unit(frames[rows.flatten()], fast)
                 mu, logsigma = (part.float() for part in encoder(x))
                 drawn = sample_latent(mu, logsigma).view(SEQ_LEN + 1, BATCH_SIZE, -1)
             train_on(anew_model, anew_optimizer, drawn[:-1].clone(), drawn[1:].clone(), window)

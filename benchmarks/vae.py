@@ -44,6 +44,7 @@ def measure() -> list[Row]:
     # So small a buffer that every epoch reads the files, as it does for a large data set.
     buffer = 2 * max(file.length for file in files) * FRAME_BYTES
     loader = FrameLoader(files, BATCH_SIZE, device, shuffle=True, buffer_bytes=buffer)
+    loader.fits = False  # nor does a GPU keep them
     model = VAE().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 

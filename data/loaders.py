@@ -62,7 +62,9 @@ class FrameLoader:
                 frames = coming.result()
                 if i + 1 < len(chunks):
                     coming = reader.submit(self._read, chunks[i + 1])
-                order = generator.permutation(len(frames)) if self.shuffle else None
+                order = None
+                if self.shuffle:  # on the device once, not a copy to wait for at each batch
+                    order = torch.from_numpy(generator.permutation(len(frames))).to(self.device)
                 left_over = yield from self._batches(frames, order, left_over)
             if left_over is not None and len(left_over):
                 yield left_over
@@ -72,7 +74,7 @@ class FrameLoader:
         frames = self._read(self._chunks(np.random.default_rng(0))[0])
         return frames[torch.linspace(0, len(frames) - 1, n, device=frames.device).long()]
 
-    def _batches(self, frames: Tensor, order: np.ndarray | None, left_over: Tensor | None):
+    def _batches(self, frames: Tensor, order: Tensor | None, left_over: Tensor | None):
         """Full batches out of one half of the buffer; returns the frames that are left over."""
         first = 0
         if left_over is not None and len(left_over):
@@ -88,10 +90,10 @@ class FrameLoader:
             yield batch
         return None
 
-    def _take(self, frames: Tensor, order: np.ndarray | None, start: int, stop: int) -> Tensor:
+    def _take(self, frames: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor:
         if order is None:
             return frames[start:stop]
-        return frames.index_select(0, torch.from_numpy(order[start:stop]).to(frames.device))
+        return frames.index_select(0, order[start:stop])
 
     def _chunks(self, generator: np.random.Generator) -> list[list[EpisodeFile]]:
         """The epoch's episodes in groups of at most half the buffer (one episode at least)."""

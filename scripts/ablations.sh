@@ -3,7 +3,7 @@
 # steps; each is scored on 100 test tracks of EnvPool, others than those of the published scores, so
 # that nothing is chosen by these. Then a table of all scores, which are kept in RESULTS
 # (LOGDIR/ablations/results.json). Stopped at any point and run again, it continues, and what has its
-# scores in RESULTS is not trained again, on whatever machine that was. About 25 minutes for each
+# scores in RESULTS is not trained again, on whatever machine that was. Some 20 minutes for each
 # training on 2 cores.
 #
 #   bash scripts/ablations.sh                            all of them
@@ -37,23 +37,45 @@ chosen() { [[ $only =~ (^|[[:space:]])$1($|[[:space:]]) ]]; }
 source scripts/environment.sh
 make_environment requirements.txt
 
+# scored NAME-SEED: whether RESULTS has that run with at least STEPS steps.
+scored() {
+    local steps_there
+    steps_there=$(sed -n "s/^\"$1\": {\"steps\": \([0-9]*\),.*/\1/p" "$results" 2> /dev/null) || true
+    [[ -n $steps_there && $steps_there -ge $steps ]]
+}
+
+# unscored NAME: the seeds of a choice that are left to train; none, where it was not chosen.
+unscored() {
+    local seed
+    chosen "$1" || return 0
+    for seed in $seeds; do
+        if scored "$1-$seed"; then
+            echo "$results: has the scores of $1-$seed" >&2
+        else
+            echo "$seed"
+        fi
+    done
+}
+
+# need NAME PATH...: ends here, before anything is trained, where a path that NAME needs is missing.
+need() {
+    local name=$1 path
+    [[ -n $(unscored "$name" 2> /dev/null) ]] || return 0
+    for path in "${@:2}"; do
+        if [[ ! -e $path ]]; then
+            echo "error: $name needs $path, which does not exist; run scripts/reproduce.sh first, or" \
+                "name other choices in ONLY" >&2
+            exit 2
+        fi
+    done
+}
+
 # choice NAME MODELS OPTIONS...: trained with the V and M in the logdir MODELS.
 choice() {
     local name=$1 models=$2 seed run stage
     shift 2
-    chosen "$name" || return 0
-    for stage in vae mdrnn; do
-        if [[ ! -e $models/$stage/best.tar ]]; then
-            echo "error: $models/$stage/best.tar does not exist; run scripts/reproduce.sh first" >&2
-            exit 2
-        fi
-    done
-    for seed in $seeds; do
+    for seed in $(unscored "$name"); do
         run=$folder/$name-$seed
-        if grep -qs "^\"$name-$seed\":" "$results"; then
-            echo "$results: has the scores of $name-$seed"
-            continue
-        fi
         mkdir -p "$run"
         for stage in vae mdrnn; do
             ln -sfn "$(realpath "$models/$stage")" "$run/$stage"
@@ -66,8 +88,17 @@ choice() {
                 --episodes 100 --seed 1 --simulator envpool > "$run/test.part"
             mv "$run/test.part" "$run/test.txt"
         fi
+        python scripts/ablation_table.py --logdir "$logdir" --results "$results" > /dev/null
     done
 }
+
+for name in $only; do
+    case $name in
+        models_of_round_1) need $name "$logdir"/round_1/{vae,mdrnn}/best.tar ;;
+        without_gymnasium_episodes) need $name "$logdir"/data/{brown,driven} ;;
+        *) need $name "$models"/{vae,mdrnn}/best.tar ;;
+    esac
+done
 
 choice base "$models" --diagonal
 choice no_patience "$models" --diagonal --patience 0
@@ -84,13 +115,9 @@ choice models_of_round_1 "$logdir/round_1" --diagonal
 
 # V and M of the same data, less the 40 episodes of Gymnasium.
 without=$folder/models_without_gymnasium
-if chosen without_gymnasium_episodes; then
+if [[ -n $(unscored without_gymnasium_episodes 2> /dev/null) ]]; then
     mkdir -p "$without/data"
     for name in brown driven; do
-        if [[ ! -d $logdir/data/$name ]]; then
-            echo "error: $logdir/data/$name does not exist; run scripts/reproduce.sh first" >&2
-            exit 2
-        fi
         ln -sfn "$(realpath "$logdir/data/$name")" "$without/data/$name"
     done
     common=(--logdir "$without" --rootdir "$without/data" --device cpu)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from envs.parallel import load_controller
 from utils.checkpoint import load_checkpoint, save_checkpoint, stage_weights
 from utils.cli import add_logdir, run_script, script_parser
 
@@ -21,6 +22,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("pretrained"), help="folder to write")
     args = parser.parse_args()
     scripts = {"vae": "trainvae", "mdrnn": "trainmdrnn", "ctrl": "traincontroller"}
+    best = stage_weights(args.logdir, "ctrl", "python traincontroller.py")
+    if load_controller(best)[1].memory != "trained":
+        del scripts["mdrnn"]  # it drives without
     states = {
         stage: load_checkpoint(stage_weights(args.logdir, stage, f"python {script}.py"))
         for stage, script in scripts.items()

@@ -13,9 +13,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.checkpoint import load_checkpoint
-from utils.cli import UserError, add_logdir, run_script, script_parser
+from utils.cli import UserError, add_logdir, picture_path, run_script, script_parser
 
-# The paper's own published log: generation and the population's mean return. Its 1800
+# The paper's own published log: generation and the population's mean return. Its first 1800
 # generations of 64 x 16 rollouts took 4.03 million seconds on 64 cores, some 1.7 billion steps.
 PAPER = np.array(
     [
@@ -30,7 +30,7 @@ PAPER_HOURS = 4.03e6 / 3600 / 1800
 def main() -> None:
     parser = script_parser("Draw the learning curve of a controller beside the paper's.")
     add_logdir(parser)
-    parser.add_argument("--to", type=Path, default=Path("learning_curve.png"), help="picture")
+    parser.add_argument("--to", type=picture_path, default="learning_curve.png", help="picture")
     args = parser.parse_args()
     path = args.logdir / "ctrl" / "checkpoint.tar"
     state = load_checkpoint(path).get("state", {})

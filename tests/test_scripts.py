@@ -275,6 +275,10 @@ def test_a_variant_of_the_controller_is_trained_resumed_and_tested(experiment, t
     save_checkpoint(experiment / "ctrl/best.tar", best)
     done = run_script(*test, cwd=tmp_path)
     assert done.returncode == 0 and "memory none" in done.stdout
+    assert run_script(*test, "--untrained", cwd=tmp_path).returncode == 0
+    export = run_script("scripts/export.py", *common[:2], "--to", "given", cwd=tmp_path)
+    assert export.returncode == 0
+    assert {p.name for p in (tmp_path / "given").iterdir()} == {"vae", "ctrl"}
     assert "not those that this controller was trained with" in done.stdout
 
 
@@ -441,6 +445,10 @@ def test_learning_curve_needs_a_history_and_draws_it(tmp_path):
     state = {"history": [], "evaluations": []}
     save_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar", {"state": state})
     assert draw().returncode == 2 and "has no history" in draw().stderr
+    wrong = run_script(
+        "scripts/learning_curve.py", "--logdir", "exp", "--to", "curve.foo", cwd=tmp_path
+    )
+    assert wrong.returncode == 2 and ".png, .svg or .pdf" in wrong.stderr
     state["history"] = [[1.0, 3000.0, 2.0, -50.0, 10.0], [2.0, 6000.0, 4.0, 20.0, 80.0]]
     state["evaluations"] = [[2.0, 6000.0, 4.0, 100.0, 60.0, 80.0]]
     save_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar", {"state": state})
@@ -497,7 +505,9 @@ def test_ablations_that_are_scored_already_are_not_trained_again(tmp_path):
     (tmp_path / "scripts" / "environment.sh").write_text("make_environment() { :; }\n")
     (tmp_path / "bin" / "python").write_text('#!/bin/sh\necho "$*" >> calls\n')
     (tmp_path / "bin" / "python").chmod(0o755)
-    (tmp_path / "results.json").write_text('{\n"base-0": {},\n"no_mdrnn-1": {}\n}\n')
+    scores = '"base-0": {"steps": 2000011, "a": 1},\n"no_mdrnn-1": {"steps": 2000000, "a": 1}'
+    scores += ',\n"no_mdrnn-0": {"steps": 1999999, "a": 1}'
+    (tmp_path / "results.json").write_text("{\n" + scores + "\n}\n")
     settings = {"MODELS": "given", "RESULTS": "results.json", "LOGDIR": "here"}
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
 
@@ -512,12 +522,16 @@ def test_ablations_that_are_scored_already_are_not_trained_again(tmp_path):
 
     done = ablations("base no_mdrnn")
     assert done.returncode == 0, done.stderr
-    assert "results.json: has the scores of base-0" in done.stdout
+    assert "results.json: has the scores of base-0" in done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     trained = [re.search(r"--logdir (\S+)", c)[1] for c in calls if c.startswith("traincontr")]
     assert trained == ["here/ablations/base-1", "here/ablations/no_mdrnn-0"]
     assert calls[-1] == "scripts/ablation_table.py --logdir here --results results.json"
+    (tmp_path / "calls").unlink()
     assert ablations("base no_such_choice").returncode == 2
+    missing = ablations("sigma_0.2 models_of_round_1")
+    assert missing.returncode == 2 and "needs here/round_1/vae/best.tar" in missing.stderr
+    assert not (tmp_path / "calls").exists()  # before anything was trained
 
 
 def test_a_root_of_links_is_made_once(monkeypatch, tmp_path):

@@ -37,7 +37,8 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         print(
             f"{Path(sys.argv[0]).name}: error: the GPU has not enough memory; use a smaller "
-            "--batch-size or --max-workers, or --device cpu; what was saved before is kept",
+            "--batch-size or --max-workers where the script has it, another GPU (--device cuda:N) "
+            "or --device cpu; what was saved before is kept",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -50,11 +51,13 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def gpu_is_full(error: RuntimeError) -> bool:
-    """Whether torch's allocator, or CUDA itself (a context, pinned memory), found no room.
+    """Whether torch's allocator, CUDA (a context, pinned memory) or one of its libraries found no
+    room.
 
     By name, because not every script imports torch.
     """
-    return type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error)
+    signs = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED")  # of cuBLAS, cuDNN
+    return type(error).__name__ == "OutOfMemoryError" or any(s in str(error) for s in signs)
 
 
 def positive_int(text: str) -> int:
@@ -103,6 +106,14 @@ def natural_float(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be 0 or above and finite, not {text}")
     return value
+
+
+def picture_path(text: str) -> Path:
+    """argparse type: the name of a picture that matplotlib is to draw."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"must end in .png, .svg or .pdf, not {text!r}")
+    return path
 
 
 def _number(kind: type, text: str, name: str):

@@ -44,6 +44,15 @@ def fast_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def recurrent_precision(device: torch.device) -> torch.dtype:
+    """The type in which M is trained: float32 on a GPU, `fast_precision` elsewhere.
+
+    Under autocast, cuDNN's LSTM computes in float16 whatever type was asked for, and M's small
+    gradients vanish in it. Its float32 is TF32 where the GPU has that.
+    """
+    return torch.float32 if device.type == "cuda" else fast_precision(device)
+
+
 def describe(device: torch.device, precision: torch.dtype) -> str:
     """One line about where a script computes, for the terminal."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
