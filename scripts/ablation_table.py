@@ -21,10 +21,14 @@ from utils.scores import read_returns
 
 # Over 100 tracks of theirs: Ha and Schmidhuber 2018, table 1; and the best-known PyTorch
 # reimplementation of it.
+FULL_MODEL, RANDOM_M, NO_M = "906 +- 21; 860 +- 120", "-; 870 +- 120", "632 +- 251; -"
 PUBLISHED = {
-    "base": "906 +- 21; 860 +- 120",
-    "untrained_mdrnn": "-; 870 +- 120",
-    "no_mdrnn": "632 +- 251; -",
+    "base": FULL_MODEL,
+    "untrained_mdrnn": RANDOM_M,
+    "no_mdrnn": NO_M,
+    "full_covariance": FULL_MODEL,
+    "full_covariance_untrained_mdrnn": RANDOM_M,
+    "full_covariance_no_mdrnn": NO_M,
 }
 
 
