@@ -144,8 +144,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--diagonal",
         action="store_true",
-        help="CMA-ES with a diagonal covariance (one step size for each parameter), which is "
-        "learnt hundreds of times as fast as the full one",
+        help="CMA-ES with a diagonal covariance: one step size for each parameter, learnt faster "
+        "than a full covariance, and from noise as well (docs/experiments.md)",
     )
     parser.add_argument(
         "--max-samples",

@@ -13,8 +13,8 @@ driven=(--policy controller --rollouts 60 --seed 3 --simulator envpool)
 driven_gymnasium=(--policy controller --rollouts 20 --seed 4 --simulator gymnasium)
 vae=(--epochs 3 --batch-size 64)
 mdrnn=(--epochs 40)
-controller=(--simulator envpool --diagonal --pop-size 32 --n-samples 3 --max-samples 4
-    --patience 100 --eval-every 10 --eval-rollouts 48 --max-generations 80)
+controller=(--simulator envpool --pop-size 32 --n-samples 3 --patience 100
+    --eval-every 10 --eval-rollouts 100 --max-generations 60 --seed 1)
 
 # Round one is the quick start: its controller drives in the data of round two.
 first=$logdir/round_1
