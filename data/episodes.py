@@ -30,8 +30,9 @@ from utils.cli import UserError
 from utils.files import atomic_write
 from utils.frames import to_64
 
-# Level 1 of zlib is three times as fast as NumPy's level 6 here, for files a sixth larger.
-LEVEL = 1
+# Level 3 of zlib is twice as fast as NumPy's level 6 on these frames, for files a third larger.
+# Level 1 is hardly faster than 3, and its files are a quarter larger and slower to inflate.
+LEVEL = 3
 
 # At least what the header of a npy array takes: numpy refuses one of more than 10,000 characters.
 HEADER_BYTES = 2**16
