@@ -62,12 +62,14 @@ def play_episodes(
     make_policy: PolicyMaker,
     seed: int,
     simulator: str,
+    patience: int = 0,
     wrote: Callable[[int, int], None] | None = None,
 ) -> None:
     """Play the episodes numbered by the keys of `paths` together and write each to its path.
 
-    Episode k depends on (policy, seed, simulator, k) alone: its track and its randomness are
-    drawn from (seed, k). `wrote(k, T)` is called for each file that is complete.
+    Episode k depends on (policy, seed, simulator, patience, k) alone: its track and its
+    randomness are drawn from (seed, k). With `patience` it ends after so many steps without a
+    new tile. `wrote(k, T)` is called for each file that is complete.
     """
     numbers = sorted(paths)
     n = len(numbers)
@@ -97,5 +99,5 @@ def play_episodes(
 
     tracks = [track_seeds("data", 1, seed, k)[0] for k in numbers]
     environments = make_simulator(simulator, tracks)
-    play(environments, n, n, make_policy(numbers, seed), watch)
+    play(environments, n, n, make_policy(numbers, seed), watch, patience)
     environments.close()

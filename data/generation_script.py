@@ -3,8 +3,8 @@
     python data/generation_script.py --rollouts 1000 --rootdir datasets/carracing --threads 8
 
 Episode k is `rootdir/thread_<k mod threads>/rollout_<k>.npz`, and depends on the policy, the
-seed, the simulator and k alone (and on the controller, where one drives). Run again, it makes
-only what is missing. Data sets of several policies or simulators lie in sub-folders of one
+seed, the simulator, --patience and k alone (and on the controller, where one drives). Run again,
+it makes only what is missing. Data sets of several policies or simulators lie in sub-folders of one
 folder, which is then V's and M's --rootdir.
 """
 
@@ -30,6 +30,7 @@ from utils.cli import (
     add_seed,
     add_simulator,
     natural_float,
+    natural_int,
     positive_int,
     run_script,
     script_parser,
@@ -63,6 +64,13 @@ def parse_arguments() -> Namespace:
         default=0.05,
         help="standard deviation of the noise on each episode's controller weights",
     )
+    parser.add_argument(
+        "--patience",
+        type=natural_int,
+        default=0,
+        help="end an episode after so many steps without a new tile, so that a car that left the "
+        "road does not fill the data with one view; 0: never",
+    )
     add_seed(parser, "tracks and actions")
     add_simulator(parser)
     return parser.parse_args()
@@ -73,6 +81,7 @@ def setup_worker(
     policy: str,
     seed: int,
     simulator: str,
+    patience: int,
     logdir: Path | None = None,
     noise: float = 0.0,
 ):
@@ -83,7 +92,7 @@ def setup_worker(
     make = controller_policy(logdir, noise) if policy == "controller" else random_policy(policy)
 
     def work(paths: dict[int, Path], report) -> None:
-        play_episodes(paths, make, seed, simulator, wrote=lambda k, steps: report((k, steps)))
+        play_episodes(paths, make, seed, simulator, patience, lambda k, steps: report((k, steps)))
 
     return work
 
@@ -94,7 +103,12 @@ def agree_with(rootdir: Path, args: Namespace) -> str:
     Returns the simulator. Raises UserError on a contradiction.
     """
     note = rootdir / "generation.json"
-    asked = {"policy": args.policy, "seed": args.seed, "simulator": args.simulator}
+    asked = {
+        "policy": args.policy,
+        "seed": args.seed,
+        "simulator": args.simulator,
+        "patience": args.patience,
+    }
     if args.policy != "controller" and args.logdir is not None:
         raise UserError(f"--logdir is for --policy controller, not for --policy {args.policy}")
     if args.policy == "controller":
@@ -103,6 +117,7 @@ def agree_with(rootdir: Path, args: Namespace) -> str:
         try:
             made = json.loads(note.read_text())
             made = {key: made[key] for key in ("policy", "seed", "simulator", *made)}
+            made.setdefault("patience", 0)  # of a data set from before there was the option
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{note} is damaged; remove it, or use another --rootdir") from None
         if args.simulator == "auto":
@@ -186,7 +201,7 @@ def generate(args: Namespace) -> None:
         with WorkerPool(
             workers,
             setup_worker,
-            (args.policy, args.seed, simulator, args.logdir, args.noise),
+            (args.policy, args.seed, simulator, args.patience, args.logdir, args.noise),
             rootdir / "logs",
         ) as pool:
             for _ in pool.run(units, news):

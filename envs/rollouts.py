@@ -27,9 +27,9 @@ def play(
     A slot whose episode ended takes the next one at once. Which episodes run together
     depends on their lengths alone, so the same call gives the same returns.
     Returns the returns (n,) float64 and the lengths (n,) int64 of the episodes, in frames.
-    With `patience`, an episode without a new tile for so many steps ends, and its steps up
-    to the time limit are booked at -0.1 each. An episode in which an action or a reward is
-    NaN or infinite ends there and returns NaN.
+    With `patience`, an episode without a new tile for so many steps ends (`watch` sees it
+    truncated), and its steps up to the time limit are booked at -0.1 each in its return. An
+    episode in which an action or a reward is NaN or infinite ends there and returns NaN.
     """
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
     last_tile = np.zeros(n, np.int64)  # the step of an episode's last positive reward
@@ -45,13 +45,14 @@ def play(
         returns[ids] += rewards
         lengths[ids] += 1
         last_tile[ids[rewards > 0]] = lengths[ids[rewards > 0]]
+        if patience:
+            running = ~(terminated | truncated | failed)
+            stuck = running & (lengths[ids] - last_tile[ids] >= patience)
+            returns[ids[stuck]] -= 0.1 * (MAX_STEPS - lengths[ids[stuck]])
+            truncated = truncated | stuck
         if watch is not None:
             watch(ids, actions, frames, rewards, terminated, truncated)
         going = ~(terminated | truncated | failed)
-        if patience:
-            stuck = going & (lengths[ids] - last_tile[ids] >= patience)
-            returns[ids[stuck]] -= 0.1 * (MAX_STEPS - lengths[ids[stuck]])
-            going &= ~stuck
         if not going.all():
             new = np.arange(started, min(n, started + int((~going).sum())))
             started += len(new)

@@ -7,11 +7,11 @@ cd "$(dirname "$0")/.."
 
 # All that makes the experiment what it is:
 logdir=${LOGDIR:-experiment}
-brown=(--policy brown --rollouts 120 --seed 1 --simulator envpool)
+brown=(--policy brown --rollouts 60 --seed 1 --simulator envpool)
 brown_gymnasium=(--policy brown --rollouts 20 --seed 2 --simulator gymnasium)
-driven=(--policy controller --rollouts 60 --seed 3 --simulator envpool)
-driven_gymnasium=(--policy controller --rollouts 20 --seed 4 --simulator gymnasium)
-vae=(--epochs 3 --batch-size 64)
+driven=(--policy controller --rollouts 160 --seed 3 --simulator envpool --patience 100)
+driven_gymnasium=(--policy controller --rollouts 30 --seed 4 --simulator gymnasium --patience 100)
+vae=(--epochs 8 --batch-size 64)
 mdrnn=(--epochs 40)
 controller=(--simulator envpool --pop-size 32 --n-samples 3 --patience 100
     --eval-every 10 --eval-rollouts 100 --max-generations 60 --seed 1)

@@ -1,5 +1,6 @@
 """The scripts from the command line, at tiny sizes, as a user runs them."""
 
+import json
 import os
 import re
 import shlex
@@ -220,6 +221,28 @@ def test_the_trained_controller_drives_for_a_second_round_of_data(experiment, tm
     assert varied.returncode == 2 and "--noise 0.1" in varied.stderr
     another = generate(tmp_path, *drive[:2], "--rollouts", 2, "--policy", "brown")
     assert another.returncode == 2 and "--policy brown" in another.stderr
+
+
+def test_patience_ends_an_episode_of_the_data_where_the_tiles_end(tmp_path):
+    pytest.importorskip("envpool")
+    make = ["--rollouts", 2, "--threads", 1, "--seed", 3]
+    generate(tmp_path, *make, rootdir="whole").check_returncode()
+    generate(tmp_path, *make, "--patience", 30).check_returncode()
+    for file in list_episodes(tmp_path / "whole"):
+        whole, ended = read_episode(file.path), read_episode(tmp_path / "data" / file.name)
+        tiles = np.flatnonzero(whole.rewards > 0)  # the first step lies on a tile
+        gap = np.flatnonzero(np.diff([*tiles, 2000]) > 30)[0]
+        assert len(ended.rewards) == tiles[gap] + 1 + 30 < len(whole.rewards)
+        for part, all_of_it in zip(ended, whole, strict=True):
+            np.testing.assert_array_equal(part, all_of_it[: len(part)])
+    refused = generate(tmp_path, *make)
+    assert refused.returncode == 2 and "made with --patience 30" in refused.stderr
+    note = tmp_path / "whole" / "generation.json"  # as it was before there was a --patience
+    note.write_text(
+        json.dumps({k: v for k, v in json.loads(note.read_text()).items() if k != "patience"})
+    )
+    assert generate(tmp_path, *make, rootdir="whole").returncode == 0
+    assert generate(tmp_path, *make, "--patience", 9, rootdir="whole").returncode == 2
 
 
 def test_a_controller_that_acts_nan_makes_no_data_and_it_is_said(experiment, tmp_path):
