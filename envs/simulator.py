@@ -138,6 +138,10 @@ class GymnasiumSimulator:
         """What a spectator of episode i sees, (400, 600, 3) uint8."""
         return self._envs[i].render()
 
+    def unwrapped(self, i: int):
+        """Gymnasium's CarRacing of episode i, which knows its track and its car."""
+        return self._envs[i].unwrapped
+
     def close(self) -> None:
         for env in self._envs.values():
             env.close()

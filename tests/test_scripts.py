@@ -21,9 +21,10 @@ from tensorboardX import SummaryWriter
 from data.episodes import list_episodes, read_episode
 from envs.parallel import load_agent, load_controller
 from envs.rollouts import AgentPolicy, play
-from envs.simulator import make_simulator
+from envs.simulator import GymnasiumSimulator, make_simulator
 from envs.tracks import track_seeds
 from models.agent import DEFAULT
+from scripts.probe import explained, situation
 from traincontroller import Judge, evaluate
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.evolution import Evolution
@@ -440,6 +441,53 @@ def test_comparing_controllers_pairs_their_tracks(tmp_path):
         assert compare().returncode == 2 and "other tracks" in compare().stderr
     (tmp_path / "a.txt").write_text("nothing\n")
     assert compare().returncode == 2 and "a.txt has no returns" in compare().stderr
+
+
+def test_the_probe_finds_what_is_linear_and_nothing_else():
+    generator = np.random.default_rng(0)
+    inputs = [generator.standard_normal((500, 6)) for _ in range(8)]
+    line = generator.standard_normal(6)
+    targets = []
+    for x in inputs:
+        noise = generator.standard_normal(500) * np.linalg.norm(line)  # as much as the line's own
+        columns = (x @ line + 3, x @ line + noise, noise, x[:, 0] ** 2)
+        targets.append(np.stack(columns, axis=1))
+    exact, half, none, square = explained(inputs, targets)
+    assert exact == pytest.approx(1, abs=1e-4)
+    assert half == pytest.approx(0.5, abs=0.05)
+    assert none == pytest.approx(0, abs=0.02) and square == pytest.approx(0, abs=0.02)
+
+
+def test_the_probe_reads_the_simulator():
+    """A car that is put somewhere, and bends from the road's points instead of its angles."""
+    simulator = GymnasiumSimulator([3])
+    simulator.reset(np.array([0]))
+    env = simulator.unwrapped(0)
+    x, y = np.array(env.track)[:, 2:].T
+    directions = np.arctan2(np.roll(y, -1) - np.roll(y, 1), np.roll(x, -1) - np.roll(x, 1))
+    hull = env.car.hull
+    for tile in (0, 60, 150):
+        forward = np.array([np.cos(directions[tile]), np.sin(directions[tile])])
+        right = np.array([forward[1], -forward[0]])
+        hull.position = (np.array([x[tile], y[tile]]) + 3 * right).tolist()
+        hull.angle = directions[tile] - np.pi / 2 + 0.2  # Box2D's cars look along their y axis
+        hull.linearVelocity, hull.angularVelocity = (3.0, -4.0), 0.7
+        now = situation(env)
+        assert now.offset == pytest.approx(3, abs=0.3)
+        assert now.heading == pytest.approx(np.sin(0.2), abs=0.08)
+        assert (now.speed, now.rotation) == pytest.approx((5, 0.7), abs=1e-4)
+        for tiles, bend in ((4, now.bend_4), (8, now.bend_8), (14, now.bend_14)):
+            turn = directions[(tile + tiles) % len(x)] - directions[tile]
+            assert bend == pytest.approx(np.sin(turn), abs=0.15)
+    simulator.close()
+
+
+def test_the_probe_needs_a_v_and_enough_episodes(experiment, tmp_path):
+    few = run_script("scripts/probe.py", "--logdir", experiment, "--episodes", 3, cwd=ROOT)
+    assert few.returncode == 2 and "--episodes 3: at least 4" in few.stderr
+    missing = run_script("scripts/probe.py", "--logdir", tmp_path, cwd=ROOT)
+    assert missing.returncode == 2 and "trainvae.py" in missing.stderr
+    assert "Traceback" not in few.stderr + missing.stderr
 
 
 def test_an_exported_logdir_drives_and_holds_weights_alone(experiment, tmp_path):
