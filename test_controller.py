@@ -7,6 +7,7 @@ logdir where there is none. Prints the return of each episode, their mean and de
 """
 
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -157,22 +158,24 @@ def main() -> None:
 
 def watch_episode(agent, parameters: torch.Tensor, seed: int, view: Path | str, args) -> float:
     """Drive one episode in the sight of the user; returns its return."""
-    video = None
-    if view != "window":
+    if view == "window":
+        recording = nullcontext()
+    else:
         vae = VAE()
         load_weights(vae, stage_weights(args.logdir, "vae", "python trainvae.py"))
-        video = Video(view, vae)
+        recording = Video(view, vae)
     simulator = GymnasiumSimulator([seed], "human" if view == "window" else "rgb_array")
 
-    def watch(ids, actions, frames, *_) -> None:
-        # A window draws itself at each step, at 50 frames a second.
-        if video is not None:
-            video.add(simulator.picture(0), frames[0])
+    with recording as video:
 
-    returns, _ = play(simulator, 1, 1, AgentPolicy(agent, parameters), watch)
+        def watch(ids, actions, frames, *_) -> None:
+            # A window draws itself at each step, at 50 frames a second.
+            if video is not None:
+                video.add(simulator.picture(0), frames[0])
+
+        returns, _ = play(simulator, 1, 1, AgentPolicy(agent, parameters), watch)
     simulator.close()
     if video is not None:
-        video.close()
         print(f"video: {video.path}")
     return float(returns[0])
 

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ def why_no_window() -> str | None:
 class Video:
     """Writes an episode as mp4 or gif: the car (400, 600), beside it what V sees and keeps of it.
 
-    The file takes its name when it is complete. A gif has every second frame, at half size.
+    A context, at whose end the file takes its name; an error, or Ctrl-C, leaves nothing of it. A
+    gif has every second frame, at half size.
     """
 
     def __init__(self, path: Path, vae: VAE):
@@ -83,7 +85,13 @@ class Video:
         frame = np.concatenate([picture, np.concatenate(panels)], axis=1)
         self.writer.append_data(frame[::2, ::2] if self.gif else frame)
 
-    def close(self) -> None:
-        """Finish the file."""
-        self.writer.close()
-        os.replace(self.unfinished, self.path)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_) -> None:
+        try:
+            self.writer.close()
+            if error is None:
+                os.replace(self.unfinished, self.path)
+        finally:
+            self.unfinished.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 python scripts/ablation_table.py --logdir experiment
 python scripts/ablation_table.py --logdir experiment --results docs/ablations.json
 
-Scores that are in the results file already are kept, so runs of several machines come together.
+Scores that are in the results file already are kept, so runs of several machines come together; of
+two runs of one choice and seed the longer one counts. A file holds runs with the same V and M.
 """
 
 import json
@@ -14,6 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from envs.parallel import agent_digest
+from models.agent import DEFAULT
 from utils.checkpoint import load_checkpoint
 from utils.cli import UserError, add_logdir, run_script, script_parser
 from utils.files import atomic_write
@@ -31,6 +34,9 @@ PUBLISHED = {
     "full_covariance_no_mdrnn": NO_M,
 }
 
+# Choices that differ from the base in V and M.
+OTHER_MODELS = ("models_of_round_1", "without_gymnasium_episodes")
+
 
 def read_results(path: Path) -> dict[str, dict]:
     """What an earlier call kept, as `read_runs` returns it; raises UserError for another file."""
@@ -39,7 +45,7 @@ def read_results(path: Path) -> dict[str, dict]:
     try:
         results = json.loads(path.read_text())
         for run in results.values():
-            int(run["steps"]), int(run["generations"]), str(run["tracks"])
+            int(run["steps"]), int(run["generations"]), str(run["tracks"]), str(run["models"])
             float(np.mean(run["returns"]))
     except (ValueError, AttributeError, KeyError, TypeError):
         raise UserError(f"--results {path} is not a file of this script; name another") from None
@@ -47,18 +53,47 @@ def read_results(path: Path) -> dict[str, dict]:
 
 
 def read_runs(logdir: Path) -> dict[str, dict]:
-    """The finished runs in a logdir, by choice and seed: steps, generations, returns (100,)."""
+    """The finished runs in a logdir, by choice and seed: steps, generations, returns (100,).
+
+    `models` is the fingerprint of V and M. Left out is a run that went on after it was scored: its
+    returns are not those of so many steps.
+    """
     runs = {}
     for test in sorted(logdir.glob("ablations/*-*/test.txt")):
         returns, tracks = read_returns(test)
-        state = load_checkpoint(test.parent / "ctrl" / "checkpoint.tar")["state"]
+        checkpoint = test.parent / "ctrl" / "checkpoint.tar"
+        state = load_checkpoint(checkpoint)["state"]
+        if checkpoint.stat().st_mtime > test.stat().st_mtime:
+            print(
+                f"{test} is older than {checkpoint}: left out until it is scored", file=sys.stderr
+            )
+            continue
         runs[test.parent.name] = {
             "steps": state["steps"],
             "generations": state["generation"],
+            "models": agent_digest(test.parent, DEFAULT),
             "tracks": tracks,
             "returns": [returns[number] for number in sorted(returns)],
         }
     return runs
+
+
+def merge(kept: dict[str, dict], new: dict[str, dict]) -> dict[str, dict]:
+    """Both, and of two runs of the same name the longer one.
+
+    Raises UserError where they cannot be compared: other tracks, or another V and M.
+    """
+    both = [*kept.items(), *new.items()]
+    tracks = {(run["tracks"], len(run["returns"])) for _, run in both}
+    if len(tracks) > 1:
+        raise UserError(f"scores on different tracks, {tracks}; name another file with --results")
+    models = {run["models"] for name, run in both if not name.startswith(OTHER_MODELS)}
+    if len(models) > 1:
+        raise UserError(
+            f"runs with different V and M, {sorted(models)}; name another file with --results"
+        )
+    longer = {n: run for n, run in new.items() if run["steps"] > kept.get(n, {"steps": 0})["steps"]}
+    return kept | longer
 
 
 def print_table(results: dict[str, dict]) -> None:
@@ -99,14 +134,11 @@ def main() -> None:
     )
     args = parser.parse_args()
     path = args.results or args.logdir / "ablations" / "results.json"
-    results = read_results(path) | read_runs(args.logdir)
+    results = merge(read_results(path), read_runs(args.logdir))
     if not results:
         raise UserError(f"{args.logdir} has no ablations; run bash scripts/ablations.sh first")
-    tracks = {(run["tracks"], len(run["returns"])) for run in results.values()}
-    if len(tracks) > 1:
-        raise UserError(f"{path} and {args.logdir} hold scores on different tracks: {tracks}")
     lines = [f"{json.dumps(name)}: {json.dumps(results[name])}" for name in sorted(results)]
-    with atomic_write(path) as file:  # one line for each run
+    with atomic_write(path) as file:  # one line for each run, with its steps first (ablations.sh)
         file.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
     print_table(results)
 

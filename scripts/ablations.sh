@@ -12,7 +12,7 @@
 # LOGDIR (relative to the repository), STEPS and SEEDS choose experiment, budget and seeds; MODELS
 # is the logdir with V and M, if not LOGDIR: MODELS=pretrained takes the shipped ones, which need no
 # training. `models_of_round_1` and `without_gymnasium_episodes` need what scripts/reproduce.sh left
-# in LOGDIR.
+# in LOGDIR, and are compared with its V and M: they are not among the choices with another MODELS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,11 +24,12 @@ folder=$logdir/ablations
 results=${RESULTS:-$folder/results.json}
 all="base no_patience full_covariance sigma_0.05 sigma_0.2 population_96_with_1_rollout
     population_16_with_6_rollouts growing_rollouts squashed_actions untrained_mdrnn no_mdrnn
-    full_covariance_untrained_mdrnn full_covariance_no_mdrnn models_of_round_1 without_gymnasium_episodes"
+    full_covariance_untrained_mdrnn full_covariance_no_mdrnn"
+[[ $models == "$logdir" ]] && all+=" models_of_round_1 without_gymnasium_episodes"
 only=${ONLY:-$all}
 for name in $only; do
     if [[ ! $all =~ (^|[[:space:]])$name($|[[:space:]]) ]]; then
-        echo "error: ONLY names '$name', which is none of:" $all >&2
+        echo "error: ONLY names '$name', which with MODELS=$models is none of:" $all >&2
         exit 2
     fi
 done
@@ -83,7 +84,7 @@ choice() {
         python traincontroller.py --logdir "$run" --device cpu --seed "$seed" \
             --simulator envpool --pop-size 32 --n-samples 3 --patience 100 \
             --max-steps "$steps" --eval-every 1000 --eval-rollouts 100 "$@"
-        if [[ ! -e $run/test.txt || $run/ctrl/best.tar -nt $run/test.txt ]]; then
+        if [[ ! -e $run/test.txt || $run/ctrl/checkpoint.tar -nt $run/test.txt ]]; then
             python test_controller.py --logdir "$run" --device cpu --no-render \
                 --episodes 100 --seed 1 --simulator envpool > "$run/test.part"
             mv "$run/test.part" "$run/test.txt"
@@ -115,7 +116,7 @@ choice full_covariance_untrained_mdrnn "$models" --untrained-mdrnn
 choice full_covariance_no_mdrnn "$models" --no-mdrnn
 choice models_of_round_1 "$logdir/round_1" --diagonal
 
-# V and M of the same data, less the 40 episodes of Gymnasium.
+# V and M of the same data, less the episodes of Gymnasium.
 without=$folder/models_without_gymnasium
 if [[ -n $(unscored without_gymnasium_episodes 2> /dev/null) ]]; then
     mkdir -p "$without/data"

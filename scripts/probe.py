@@ -108,6 +108,11 @@ def record(driver: Path, episodes: int, seed: int) -> tuple[list[np.ndarray], li
 
     play(simulator, episodes, 4, AgentPolicy(agent, parameters), watch, patience=100)
     simulator.close()
+    if not all(frames):
+        raise UserError(
+            f"--driver {driver}: an episode ended before anything of the road was seen; let "
+            "another controller drive"
+        )
     return [np.stack(f) for f in frames], [np.array(s, np.float64) for s in situations]
 
 

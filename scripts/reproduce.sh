@@ -25,13 +25,14 @@ source scripts/environment.sh
 make_environment requirements.txt
 cores=$(python -c 'from utils.workers import available_cores; print(available_cores())')
 
-for name in brown brown_gymnasium driven driven_gymnasium; do
-    declare -n options=$name
-    source=()
-    [[ $name == driven* ]] && source=(--logdir "$first")
-    python data/generation_script.py --rootdir "$logdir/data/$name" --threads "$cores" \
-        "${options[@]}" "${source[@]}"
-done
+# data NAME OPTIONS...: the episodes of one folder.
+data() {
+    python data/generation_script.py --rootdir "$logdir/data/$1" --threads "$cores" "${@:2}"
+}
+data brown "${brown[@]}"
+data brown_gymnasium "${brown_gymnasium[@]}"
+data driven "${driven[@]}" --logdir "$first"
+data driven_gymnasium "${driven_gymnasium[@]}" --logdir "$first"
 
 python trainvae.py --logdir "$logdir" --rootdir "$logdir/data" --device cpu "${vae[@]}"
 python trainmdrnn.py --logdir "$logdir" --rootdir "$logdir/data" --device cpu "${mdrnn[@]}"

@@ -321,12 +321,11 @@ def test_agent_has_all_parameters_of_a_controller(experiment):
 
 def test_a_gif_has_every_second_frame_at_half_size_and_real_speed(tmp_path):
     path = tmp_path / "videos" / "lap.gif"
-    video = Video(path, VAE())
-    for shade in (40, 80, 120, 160, 200):
-        picture = np.full((400, 600, 3), shade, np.uint8)
-        video.add(picture, np.full((96, 96, 3), shade, np.uint8))
-    assert not path.exists()  # until it is complete
-    video.close()
+    with Video(path, VAE()) as video:
+        for shade in (40, 80, 120, 160, 200):
+            picture = np.full((400, 600, 3), shade, np.uint8)
+            video.add(picture, np.full((96, 96, 3), shade, np.uint8))
+        assert not path.exists()  # until it is complete
     assert [p.name for p in path.parent.iterdir()] == ["lap.gif"]
     with Image.open(path) as gif:
         assert gif.n_frames == 3 and gif.size == (400, 200)

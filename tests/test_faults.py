@@ -5,6 +5,7 @@ import random
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -419,6 +420,26 @@ def test_a_display_that_does_not_answer_is_said_and_a_video_written(experiment, 
     assert done.returncode == 0, done.stderr
     assert "the display :9876 cannot be opened" in done.stdout
     assert (experiment / "controller.mp4").stat().st_size > 10_000
+
+
+def test_an_interrupted_video_leaves_nothing(experiment, tmp_path):
+    command = [sys.executable, ROOT / "test_controller.py", "--logdir", experiment]
+    command += ["--device", "cpu", "--video", tmp_path / "videos" / "lap.mp4"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ours may be ignored
+    )
+    folder, until = tmp_path / "videos", time.monotonic() + 120
+    while not any(f.stat().st_size for f in folder.glob(".*")) and time.monotonic() < until:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C, which ffmpeg gets as well
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert list(folder.iterdir()) == []
 
 
 def test_damaged_frames_of_the_only_held_out_episode_hold_another_one_out(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROOT, run_script, write_dataset
+from conftest import ROOT, make_experiment, run_script, write_dataset
 from PIL import Image
 from tensorboardX import SummaryWriter
 
@@ -24,6 +24,7 @@ from envs.rollouts import AgentPolicy, play
 from envs.simulator import GymnasiumSimulator, make_simulator
 from envs.tracks import track_seeds
 from models.agent import DEFAULT
+from models.vae import VAE
 from scripts.probe import explained, situation
 from traincontroller import Judge, evaluate
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -533,6 +534,7 @@ def test_ablation_table_adds_the_finished_runs(tmp_path):
 
     def run(machine, name, steps, returns, tracks="envpool, seed 1"):
         folder = tmp_path / machine / "ablations" / name
+        make_experiment(folder)
         state = {"steps": steps, "generation": 3}
         save_checkpoint(folder / "ctrl" / "checkpoint.tar", {"state": state})
         if returns:
@@ -551,6 +553,7 @@ def test_ablation_table_adds_the_finished_runs(tmp_path):
     run("a", "no_mdrnn-0", 2_010_000, [600.0, 600.0])
     run("a", "no_mdrnn-1", 1_000_000, [])
     assert table("a").returncode == 0
+    assert '\n"base-0": {"steps": 2000000, ' in (tmp_path / "all.json").read_text()
     run("b", "base-1", 2_020_000, [880.0, 880.0])
     done = table("b")
     rows = done.stdout.splitlines()
@@ -558,8 +561,32 @@ def test_ablation_table_adds_the_finished_runs(tmp_path):
     assert rows[2].startswith(base)
     assert rows[3].startswith("| no mdrnn | 2.01 M | 3 | 600.0 +- 0.0 | 600.0 | 632 +- 251")
     assert rows[-1].endswith("standard deviation 21.2 (over 1 choices)")  # 30 / sqrt(2)
+
+    # The longer run of one name counts, and none whose score is older than its last steps.
+    run("d", "base-0", 1_990_000, [1.0, 1.0])
+    assert table("d").stdout == done.stdout
+    run("d", "base-0", 2_030_000, [700.0, 700.0])
+    checkpoint = tmp_path / "d" / "ablations" / "base-0" / "ctrl" / "checkpoint.tar"
+    later = time.time() + 60
+    os.utime(checkpoint, (later, later))
+    assert table("d").stdout == done.stdout and "left out" in table("d").stderr
+    os.utime(checkpoint, (0, 0))
+    assert "| base | 2.03 M, 2.02 M | 3, 3 | 700.0 +- 0.0, 880.0 +- 0.0 |" in table("d").stdout
+
+    kept = (tmp_path / "all.json").read_text()
     run("c", "base-2", 2_000_000, [880.0, 880.0], "gymnasium, seed 1")
     assert table("c").returncode == 2 and "different tracks" in table("c").stderr
+    run("e", "base-0", 3_000_000, [880.0, 880.0])
+    save_checkpoint(
+        tmp_path / "e" / "ablations" / "base-0" / "vae" / "best.tar",
+        {"state_dict": VAE().state_dict()},
+    )
+    assert table("e").returncode == 2 and "different V and M" in table("e").stderr
+    (tmp_path / "e" / "ablations" / "base-0").rename(
+        tmp_path / "e" / "ablations" / "models_of_round_1-0"
+    )
+    assert (tmp_path / "all.json").read_text() == kept
+    assert "| models of round 1 | 3.00 M |" in table("e").stdout
     (tmp_path / "all.json").write_text("[1, 2]")
     assert table("b").returncode == 2 and "all.json is not a file of this" in table("b").stderr
     assert (tmp_path / "all.json").read_text() == "[1, 2]"
@@ -568,25 +595,21 @@ def test_ablation_table_adds_the_finished_runs(tmp_path):
 def test_ablations_that_are_scored_already_are_not_trained_again(tmp_path):
     """The script with a `python` that only writes down what it was called with."""
     for stage in ("vae", "mdrnn"):
-        (tmp_path / "given" / stage).mkdir(parents=True)
-        (tmp_path / "given" / stage / "best.tar").touch()
-    for folder in ("scripts", "bin"):
-        (tmp_path / folder).mkdir()
-    shutil.copy(ROOT / "scripts" / "ablations.sh", tmp_path / "scripts")
-    (tmp_path / "scripts" / "environment.sh").write_text("make_environment() { :; }\n")
-    (tmp_path / "bin" / "python").write_text('#!/bin/sh\necho "$*" >> calls\n')
-    (tmp_path / "bin" / "python").chmod(0o755)
+        for logdir in ("given", "here"):
+            (tmp_path / logdir / stage).mkdir(parents=True)
+            (tmp_path / logdir / stage / "best.tar").touch()
+    only_written_down(tmp_path, "ablations.sh")
     scores = '"base-0": {"steps": 2000011, "a": 1},\n"no_mdrnn-1": {"steps": 2000000, "a": 1}'
     scores += ',\n"no_mdrnn-0": {"steps": 1999999, "a": 1}'
     (tmp_path / "results.json").write_text("{\n" + scores + "\n}\n")
     settings = {"MODELS": "given", "RESULTS": "results.json", "LOGDIR": "here"}
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
 
-    def ablations(only):
+    def ablations(only, **more):
         return subprocess.run(
             ["bash", "scripts/ablations.sh"],
             cwd=tmp_path,
-            env=os.environ | settings | {"PATH": path, "ONLY": only},
+            env=os.environ | settings | {"PATH": path, "ONLY": only} | more,
             capture_output=True,
             text=True,
         )
@@ -600,9 +623,80 @@ def test_ablations_that_are_scored_already_are_not_trained_again(tmp_path):
     assert calls[-1] == "scripts/ablation_table.py --logdir here --results results.json"
     (tmp_path / "calls").unlink()
     assert ablations("base no_such_choice").returncode == 2
-    missing = ablations("sigma_0.2 models_of_round_1")
+    other = ablations("models_of_round_1")  # is compared with V and M of the same run alone
+    assert other.returncode == 2 and "with MODELS=given is none of" in other.stderr
+    missing = ablations("sigma_0.2 models_of_round_1", MODELS="here")
     assert missing.returncode == 2 and "needs here/round_1/vae/best.tar" in missing.stderr
     assert not (tmp_path / "calls").exists()  # before anything was trained
+
+    # A training that went on is scored again.
+    run = tmp_path / "here" / "ablations" / "no_mdrnn-0"
+    (run / "ctrl").mkdir()
+    (run / "ctrl" / "checkpoint.tar").touch()
+    for seconds, scored in ((-60, 0), (60, 1)):
+        when = time.time() + seconds
+        os.utime(run / "ctrl" / "checkpoint.tar", (when, when))
+        assert ablations("no_mdrnn").returncode == 0
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert len([c for c in calls if c.startswith("test_controller")]) == scored
+        (tmp_path / "calls").unlink()
+
+
+def only_written_down(folder, script):
+    """Copy one of `scripts/` to a folder, with a `python` that writes its arguments to `calls`."""
+    for name in ("scripts", "bin"):
+        (folder / name).mkdir()
+    shutil.copy(ROOT / "scripts" / script, folder / "scripts")
+    (folder / "scripts" / "environment.sh").write_text("make_environment() { :; }\n")
+    (folder / "bin" / "python").write_text('#!/bin/sh\necho "$*" >> calls\necho 2\n')
+    (folder / "bin" / "python").chmod(0o755)
+
+
+def test_the_full_experiment_calls_all_stages_and_scores_what_is_new(tmp_path):
+    only_written_down(tmp_path, "reproduce.sh")
+    first = tmp_path / "exp" / "round_1"
+    first.mkdir(parents=True)
+    (first / "controller.mp4").touch()
+
+    def reproduce():
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "scripts/reproduce.sh"],
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path, "LOGDIR": "exp"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        calls = (tmp_path / "calls").read_text().splitlines()[1:]  # the first asks for the cores
+        (tmp_path / "calls").unlink()
+        return calls
+
+    calls = reproduce()
+    stages = ["data/generation_script.py"] * 4
+    stages += ["trainvae.py", "trainmdrnn.py", "traincontroller.py"] + ["test_controller.py"] * 2
+    assert [call.split()[0] for call in calls] == stages
+    for call in calls:
+        arguments = call.split()
+        of = arguments[arguments.index("--logdir") + 1] if "--logdir" in arguments else None
+        if call.startswith("data"):
+            assert of == ("exp/round_1" if "--policy controller" in call else None)
+            assert "--threads 2" in call and re.search(r"--rootdir exp/data/\w+ ", call)
+        else:
+            assert of == "exp"
+    seeds = [re.search(r"--seed (\d+)", call)[1] for call in calls[:4]]
+    assert len(set(seeds)) == 4  # no track is played twice
+    assert (tmp_path / "exp" / "gymnasium.txt").read_text() == "2\n"
+
+    # Again: finished stages say so themselves; scored is what is newer than its scores.
+    assert [call.split()[0] for call in reproduce()] == stages[:-2]
+    (tmp_path / "exp" / "ctrl").mkdir()
+    (tmp_path / "exp" / "ctrl" / "best.tar").touch()
+    os.utime(tmp_path / "exp" / "gymnasium.txt", (0, 0))
+    later = time.time() + 60
+    os.utime(tmp_path / "exp" / "envpool.txt", (later, later))
+    again = [call for call in reproduce() if call.startswith("test_controller")]
+    assert len(again) == 1 and "--simulator gymnasium" in again[0]
 
 
 def test_a_root_of_links_is_made_once(monkeypatch, tmp_path):
