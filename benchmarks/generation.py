@@ -5,15 +5,13 @@ import time
 
 from benchmarks.environments import best_split
 from benchmarks.measure import Row, medians, row
-from benchmarks.setting import CORES, folder, generation_units, simulator
+from benchmarks.setting import CORES, folder, generation_units, generators
 from data.episodes import list_episodes
-from data.generation_script import setup_worker
-from utils.workers import WorkerPool
 
 
 def measure() -> list[Row]:
     rootdir = folder() / "generated"
-    with WorkerPool(CORES, setup_worker, ("brown", 0, simulator()), folder() / "logs") as pool:
+    with generators() as pool:
 
         def generate() -> float:
             shutil.rmtree(rootdir, ignore_errors=True)

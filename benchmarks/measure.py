@@ -2,6 +2,7 @@
 
 import multiprocessing as mp
 import os
+import queue
 import statistics
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from utils.cli import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,7 +79,14 @@ def rate_in_processes(
     ]
     for process in processes:
         process.start()
-    rates = [results.get(timeout=300) for _ in processes]
+    rates = []
+    while len(rates) < count:
+        try:
+            rates.append(results.get(timeout=1))
+        except queue.Empty:
+            if any(process.exitcode for process in processes):
+                barrier.abort()  # the others wait for it
+                raise UserError("a process of the benchmark failed; see above") from None
     for process in processes:
         process.join()
     return sum(rates)

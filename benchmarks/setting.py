@@ -38,9 +38,14 @@ def simulator() -> str:
 def dataset() -> Path:
     """EPISODES brownian episodes on disk."""
     rootdir = folder() / "data"
-    with WorkerPool(CORES, setup_worker, ("brown", 0, simulator()), folder() / "logs") as pool:
+    with generators() as pool:
         list(pool.run(generation_units(rootdir)))
     return rootdir
+
+
+def generators() -> WorkerPool:
+    """A process for each core that plays brownian episodes of seed 0, without patience."""
+    return WorkerPool(CORES, setup_worker, ("brown", 0, simulator(), 0), folder() / "logs")
 
 
 def generation_units(rootdir: Path) -> list[dict[int, Path]]:

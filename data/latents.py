@@ -113,7 +113,7 @@ def _drop_others(cache: Path) -> None:
     """Remove the latents of other encoders, and say so."""
     if cache.parent.is_dir():
         for other in cache.parent.iterdir():
-            if other.name != cache.name:
+            if other.is_dir() and other.name != cache.name:
                 print(f"latents: {other} is of another VAE and is removed")
                 shutil.rmtree(other)
 
@@ -125,7 +125,8 @@ def _source(path: Path) -> np.ndarray:
 
 
 def _write_cached(path: Path, source: Path, latent: LatentEpisode) -> None:
-    with atomic_write(path) as file:
+    # A file that a crash of the machine leaves torn is made again.
+    with atomic_write(path, durable=False) as file:
         np.savez(file, source=_source(source), **latent._asdict())
 
 

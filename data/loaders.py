@@ -23,8 +23,8 @@ class FrameLoader:
 
     An epoch takes the episodes in random order, reads as many as fit in half the buffer,
     draws their frames in random order, and reads the next half in the background meanwhile.
-    Every frame comes once an epoch. A data set that fits in half the buffer, or in a third of
-    a GPU's free memory, is read once and kept. Frames stay uint8 and lie on `device`.
+    Every frame comes once an epoch. A data set that fits in half the buffer, on a GPU in
+    a third of its free memory, is read once and kept. Frames stay uint8 and lie on `device`.
     """
 
     def __init__(
@@ -39,9 +39,11 @@ class FrameLoader:
         self.shuffle = shuffle
         self.half = buffer_bytes // 2
         whole = sum(file.length for file in files) * FRAME_BYTES
-        # A GPU keeps the data set where that takes a third of its free memory at most.
-        room = torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else 0
-        self.fits = whole <= max(self.half, room)
+        room = self.half
+        if device.type == "cuda":  # takes a third of its free memory at most, kept or in two halves
+            room = torch.cuda.mem_get_info(device)[0] // 3
+            self.half = min(self.half, room // 2)
+        self.fits = whole <= room
         self._kept: Tensor | None = None
         self._bad: dict[str, str] = {}
 

@@ -278,9 +278,19 @@ def test_latents_are_encoded_once_and_tied_to_the_weights(dataset, tmp_path, cap
     changed, said = encode()
     assert "1 are encoded now" in said and len(changed[files[1].name].mu) == 44
 
+    (tmp_path / "latents" / ".DS_Store").touch()  # of a file manager, not ours to remove
     other, said = encode(Encoder())
     assert "another VAE" in said and "4 are encoded now" in said
     assert not np.allclose(other[files[0].name].mu, first[files[0].name].mu)
+
+
+def test_frames_take_a_third_of_a_gpus_free_memory_at_most(monkeypatch, dataset):
+    files = list_episodes(dataset)
+    whole = sum(file.length for file in files) * FRAME_BYTES
+    for free, fits in ((3 * whole + 3, True), (3 * whole - 3, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 2 * free))
+        loader = FrameLoader(files, 4, torch.device("cuda"), shuffle=True)
+        assert loader.fits == fits and 2 * loader.half <= free // 3
 
 
 def test_encoding_leaves_the_weights_alone(dataset, tmp_path):

@@ -271,6 +271,7 @@ def test_a_worker_refuses_other_models_than_its_fellows(experiment):
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), UserError),
         (RuntimeError("CUDA error: out of memory"), UserError),  # of a context, pinned memory
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), UserError),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), UserError),
         (RuntimeError("expected a matrix"), RuntimeError),
     ],
 )

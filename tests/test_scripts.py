@@ -697,16 +697,3 @@ def test_the_full_experiment_calls_all_stages_and_scores_what_is_new(tmp_path):
     os.utime(tmp_path / "exp" / "envpool.txt", (later, later))
     again = [call for call in reproduce() if call.startswith("test_controller")]
     assert len(again) == 1 and "--simulator gymnasium" in again[0]
-
-
-def test_a_root_of_links_is_made_once(monkeypatch, tmp_path):
-    """Two stages of the benchmarks ask for the same many episodes."""
-    from benchmarks import setting
-
-    monkeypatch.setattr(setting, "folder", lambda: tmp_path)
-    monkeypatch.setattr(setting, "dataset", lambda: write_dataset(tmp_path / "played", [40, 50]))
-    setting.many_episodes.cache_clear()
-    first = setting.many_episodes(5)
-    assert setting.many_episodes(5) == first
-    assert [file.length for file in list_episodes(first)] == [40, 50, 40, 50, 40]
-    setting.many_episodes.cache_clear()

@@ -11,7 +11,7 @@ from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, set
 from utils.cli import UserError
 from utils.evolution import Evolution
 from utils.files import TEMPORARY, atomic_write
-from utils.learning import EarlyStopping, seed_epoch
+from utils.learning import EarlyStopping, choose_device, seed_epoch
 from utils.workers import Refused, WorkerError, WorkerPool
 
 
@@ -263,3 +263,11 @@ def test_closing_a_pool_ends_workers_in_the_middle_of_a_unit(tmp_path):
         time.sleep(0.5)
     assert time.monotonic() - start < 30
     assert not any(process.is_alive() for process in processes)
+
+
+def test_a_gpu_whose_driver_cannot_be_used_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # of the driver's own library
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="cannot use its driver"):
+        choose_device("cuda")
+    assert choose_device("auto").type == "cpu"

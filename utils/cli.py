@@ -37,8 +37,8 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         print(
             f"{Path(sys.argv[0]).name}: error: the GPU has not enough memory; use a smaller "
-            "--batch-size or --max-workers where the script has it, another GPU (--device cuda:N) "
-            "or --device cpu; what was saved before is kept",
+            "--max-workers or --batch-size (with --noreload) where the script has it, another GPU "
+            "(--device cuda:N) or --device cpu; what was saved before is kept",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -56,7 +56,9 @@ def gpu_is_full(error: RuntimeError) -> bool:
 
     By name, because not every script imports torch.
     """
-    signs = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED")  # of cuBLAS, cuDNN
+    # Of cuBLAS and cuDNN: no room for what they work in, or for themselves.
+    libraries = ("_STATUS_ALLOC_FAILED", "_STATUS_NOT_INITIALIZED")
+    signs = ("CUDA error: out of memory", *libraries)
     return type(error).__name__ == "OutOfMemoryError" or any(s in str(error) for s in signs)
 
 

@@ -14,12 +14,13 @@ TEMPORARY = ".tmp"
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a binary file that takes the name `path` only when the block ended without an error.
 
     A process that is killed in between leaves at most a file that ends in `.tmp`, which
     nothing reads and the next write of `path` removes; an error removes it at once, and what
-    was at `path` stays. One process at a time writes a path.
+    was at `path` stays. One process at a time writes a path. `durable` waits for the disk, so that
+    this holds as well where the machine itself stops.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY}"):
@@ -28,8 +29,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     try:
         with open(temporary, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -31,6 +31,12 @@ def choose_device(name: str) -> torch.device:
                 f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}); "
                 "use --device cpu or change CUDA_VISIBLE_DEVICES"
             )
+        # GPUs are counted by another library than the one that computes.
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                f"--device {name}: there is a GPU, but this torch ({torch.__version__}) cannot use "
+                "its driver; use --device cpu, update the driver or install another torch"
+            )
     return device
 
 
