@@ -24,7 +24,7 @@ folder=$logdir/ablations
 results=${RESULTS:-$folder/results.json}
 all="base no_patience full_covariance sigma_0.05 sigma_0.2 population_96_with_1_rollout
     population_16_with_6_rollouts growing_rollouts squashed_actions untrained_mdrnn no_mdrnn
-    full_covariance_untrained_mdrnn full_covariance_no_mdrnn"
+    full_covariance_untrained_mdrnn full_covariance_no_mdrnn full_covariance_no_patience"
 [[ $models == "$logdir" ]] && all+=" models_of_round_1 without_gymnasium_episodes"
 only=${ONLY:-$all}
 for name in $only; do
@@ -114,6 +114,7 @@ choice untrained_mdrnn "$models" --diagonal --untrained-mdrnn
 choice no_mdrnn "$models" --diagonal --no-mdrnn
 choice full_covariance_untrained_mdrnn "$models" --untrained-mdrnn
 choice full_covariance_no_mdrnn "$models" --no-mdrnn
+choice full_covariance_no_patience "$models" --patience 0
 choice models_of_round_1 "$logdir/round_1" --diagonal
 
 # V and M of the same data, less the episodes of Gymnasium.
