@@ -141,10 +141,10 @@ def main() -> None:
     if rest:
         workers = min(args.max_workers, len(rest))
         with (
-            start_workers(args.logdir, simulator, device, workers, len(rest), driving) as pool,
+            start_workers(args.logdir, device, workers, len(rest), driving) as pool,
             tqdm(total=len(rest), unit="episode", desc=simulator, leave=False) as bar,
         ):
-            scored = run_rollouts(pool, parameters.numpy(), rest, bar.update)[0][0]
+            scored = run_rollouts(pool, simulator, parameters.numpy(), rest, bar.update)[0][0]
         for number, value in enumerate(scored, start=watched + 1):
             print(f"episode {number}: return {value:.1f}")
         returns.extend(scored)

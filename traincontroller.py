@@ -156,6 +156,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_seed(parser, "candidates and training tracks")
     add_simulator(parser)
+    parser.add_argument(
+        "--gymnasium-from",
+        type=natural_int,
+        default=0,
+        help="drive on Gymnasium from this generation on, training and evaluations, so that the "
+        "many generations are those of the fast simulator and the last ones those of the one that "
+        "scores; 0: never, but what began with it goes on with it",
+    )
     add_device(parser)
     parser.add_argument(
         "--display", action="store_true", help="show a progress bar for each generation"
@@ -168,11 +176,19 @@ class Judge:
     """Evaluates controllers on fixed tracks and keeps the best one in `best.tar`."""
 
     def __init__(
-        self, path: Path, pool: WorkerPool, tracks: list[int], driving: Driving, about: dict
+        self,
+        path: Path,
+        pool: WorkerPool,
+        simulator: str,
+        tracks: list[int],
+        driving: Driving,
+        models: str,
     ):
-        """`about` (plain data) tells under which conditions returns can be compared."""
-        self.path, self.pool, self.tracks = path, pool, tracks
-        self.driving, self.about = driving, about
+        """`models` is the fingerprint of V and M."""
+        self.path, self.pool, self.simulator, self.tracks = path, pool, simulator, tracks
+        self.driving = driving
+        # The conditions under which returns can be compared.
+        self.about = {"simulator": simulator, "eval-rollouts": len(tracks), "models": models}
         self.best = -np.inf
 
     def load(self) -> None:
@@ -199,7 +215,7 @@ class Judge:
     def score(self, parameters: np.ndarray, bar: tqdm | None = None) -> np.ndarray:
         """Controllers (m, P) -> returns (m, tracks)."""
         progress = bar.update if bar is not None else None
-        return run_rollouts(self.pool, parameters, self.tracks, progress)[0]
+        return run_rollouts(self.pool, self.simulator, parameters, self.tracks, progress)[0]
 
     def save(self, parameters: np.ndarray, returns: np.ndarray, generation: int) -> None:
         controller = new_controller(self.driving)
@@ -246,6 +262,9 @@ def train(args: argparse.Namespace) -> None:
     # What a training began with, it goes on with, unless it is told otherwise.
     begun_with = stored["options"]["simulator"] if stored is not None else "auto"
     simulator = choose_simulator(begun_with if args.simulator == "auto" else args.simulator)
+    gymnasium_from = args.gymnasium_from
+    if stored is not None:
+        gymnasium_from = gymnasium_from or stored["options"].get("gymnasium-from", 0)
     if args.noreload:
         set_aside(folder)
     options = {
@@ -261,6 +280,12 @@ def train(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "simulator": simulator,
     }
+    if gymnasium_from:  # unlike the others, a training may take this up in its middle
+        options["gymnasium-from"] = gymnasium_from
+
+    def simulator_of(generation: int) -> str:
+        return "gymnasium" if 0 < gymnasium_from <= generation else simulator
+
     size = new_controller(driving).flat_parameters().numel()
     evolution = Evolution(size, args.sigma, args.pop_size, args.seed, args.diagonal)
     # What a training goes on from: `champion` is the last generation's best candidate.
@@ -285,23 +310,28 @@ def train(args: argparse.Namespace) -> None:
             )
         evolution.load_state_dict(stored["cma"])
         state |= stored["state"]
-        print(f"{checkpoint}: continuing after generation {state['generation']}")
+        generation = state["generation"]
+        print(
+            f"{checkpoint}: continuing after generation {generation} on "
+            f"{simulator_of(generation + 1)}"
+        )
 
     # What there is to do at once: a generation with all its rollouts, or an evaluation.
     samples = max(args.n_samples, args.max_samples)
     rollouts = max(args.pop_size * samples, CONTENDERS * args.eval_rollouts)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state["generation"] + 1)
-    with start_workers(args.logdir, simulator, device, args.max_workers, rollouts, driving) as pool:
+    with start_workers(args.logdir, device, args.max_workers, rollouts, driving) as pool:
         precision = str(fast_precision(device)).removeprefix("torch.")
         print(f"{len(pool)} workers on {device}, V in {precision}; logs in {args.logdir / 'tmp'}")
-        judge = Judge(
-            folder / "best.tar",
-            pool,
-            track_seeds("evaluate", args.eval_rollouts),
-            driving,
-            {"simulator": simulator, "eval-rollouts": args.eval_rollouts, "models": models},
-        )
-        judge.load()
+
+        def judge_of(generation: int) -> Judge:
+            simulator = simulator_of(generation)
+            tracks = track_seeds("evaluate", args.eval_rollouts)
+            judge = Judge(folder / "best.tar", pool, simulator, tracks, driving, models)
+            judge.load()
+            return judge
+
+        judge = judge_of(state["generation"])
 
         def save() -> None:
             save_checkpoint(
@@ -320,23 +350,29 @@ def train(args: argparse.Namespace) -> None:
                 args.max_steps and state["steps"] >= args.max_steps
             )
             due = finished or generation % args.eval_every == 0
+            if judge.simulator != simulator_of(generation):
+                judge = judge_of(generation)
             if due and state["evaluated"] < generation:
                 evaluate(judge, evolution, state, args.display, writer)
                 save()
-            if judge.best >= args.target_return:
+            # What is to end on Gymnasium has to reach the target there.
+            if judge.best >= args.target_return and generation >= gymnasium_from:
                 print(f"target reached: {judge.best:.1f} on {args.eval_rollouts} tracks")
                 break
             if finished:
                 best = f"best return {judge.best:.1f}" if judge.best > -np.inf else "not evaluated"
                 print(f"{folder}: {generation} generations done, {best}")
                 break
-            run_generation(pool, evolution, state, args, writer)
+            if generation + 1 == gymnasium_from:
+                print(f"on gymnasium from generation {gymnasium_from} on (--gymnasium-from)")
+            run_generation(pool, simulator_of(generation + 1), evolution, state, args, writer)
             save()
     writer.close()
 
 
 def run_generation(
     pool: WorkerPool,
+    simulator: str,
     evolution: Evolution,
     state: dict,
     args: argparse.Namespace,
@@ -356,7 +392,9 @@ def run_generation(
         disable=not args.display,
         leave=False,
     ) as bar:
-        returns, lengths = run_rollouts(pool, candidates, tracks, bar.update, args.patience)
+        returns, lengths = run_rollouts(
+            pool, simulator, candidates, tracks, bar.update, args.patience
+        )
     fitness = worst_for_nan(returns)
     evolution.tell(candidates, fitness)
     seconds = time.monotonic() - start

@@ -67,14 +67,16 @@ def evaluation(workers: int, population: int, samples: int) -> Iterator[Callable
     """What measures steps a second of one generation's rollouts, with workers that are warm."""
     seeds = track_seeds("train", samples, 0, 1)
     device = choose_device("auto")
-    with start_workers(experiment(), simulator(), device, workers, population * samples) as pool:
+    with start_workers(experiment(), device, workers, population * samples) as pool:
 
         def rate() -> float:
             start = time.perf_counter()
-            steps = int(run_rollouts(pool, parameters(population), seeds)[1].sum())
+            steps = int(run_rollouts(pool, simulator(), parameters(population), seeds)[1].sum())
             return steps / (time.perf_counter() - start)
 
-        run_rollouts(pool, parameters(2 * workers), seeds[:1])  # every worker gets started
+        run_rollouts(
+            pool, simulator(), parameters(2 * workers), seeds[:1]
+        )  # every worker gets started
         yield rate
 
 

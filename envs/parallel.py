@@ -30,6 +30,7 @@ class Rollouts(NamedTuple):
     number: int  # of the unit
     parameters: np.ndarray  # (n, P) float32
     seeds: list[int]
+    simulator: str
     patience: int  # see envs.rollouts.play
 
 
@@ -82,7 +83,6 @@ def load_controller(path: Path) -> tuple[Controller, Driving, dict]:
 def setup_worker(
     index: int,
     logdir: Path,
-    simulator: str,
     device: str,
     driving: Driving,
     models: str,
@@ -129,7 +129,7 @@ def setup_worker(
                 going = len(ids)
                 report((unit.number, n - going))
 
-        environments = make_simulator(simulator, unit.seeds, threads)
+        environments = make_simulator(unit.simulator, unit.seeds, threads)
         try:
             policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
             results = play(environments, n, n, policy, watch, unit.patience)
@@ -150,7 +150,6 @@ def setup_worker(
 
 def start_workers(
     logdir: Path,
-    simulator: str,
     device: torch.device,
     max_workers: int,
     rollouts: int,
@@ -159,18 +158,19 @@ def start_workers(
     """Workers for batches of `rollouts`, never more than there is work."""
     count = min(max_workers, rollouts)
     name = "cuda" if device.type == "cuda" and device.index is None else str(device)
-    arguments = (logdir, simulator, name, driving, agent_digest(logdir, driving), count)
+    arguments = (logdir, name, driving, agent_digest(logdir, driving), count)
     return WorkerPool(count, setup_worker, arguments, logdir / "tmp")
 
 
 def run_rollouts(
     pool: WorkerPool,
+    simulator: str,
     parameters: np.ndarray,
     seeds: list[int],
     progress: Callable[[int], None] | None = None,
     patience: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drive each of m controllers (m, P) on each of k tracks.
+    """Drive each of m controllers (m, P) on each of k tracks of a simulator.
 
     Returns the returns (m, k) float64 and the lengths in frames (m, k) int64.
     `progress(rollouts)` is called as rollouts are finished.
@@ -187,6 +187,7 @@ def run_rollouts(
             number,
             parameters[[i for i, _ in share]].astype(np.float32),
             [seeds[j] for _, j in share],
+            simulator,
             patience,
         )
         for number, share in enumerate(shares)

@@ -216,13 +216,13 @@ def test_workers_give_each_rollout_its_place(experiment):
     """The matrix of returns does not depend on how the rollouts were shared out."""
     pytest.importorskip("envpool")
     parameters, seeds = controllers(3).numpy(), track_seeds("test", 2, 5)
-    with start_workers(experiment, "envpool", CPU, 2, 6) as pool:
+    with start_workers(experiment, CPU, 2, 6) as pool:
         assert len(pool) == 2
         counted = []
-        returns, lengths = run_rollouts(pool, parameters, seeds, counted.append)
-        again, _ = run_rollouts(pool, parameters, seeds)
+        returns, lengths = run_rollouts(pool, "envpool", parameters, seeds, counted.append)
+        again, _ = run_rollouts(pool, "envpool", parameters, seeds)
         ended = []
-        run_rollouts(pool, parameters, seeds, ended.append, patience=60)
+        run_rollouts(pool, "envpool", parameters, seeds, ended.append, patience=60)
     assert returns.shape == lengths.shape == (3, 2)
     assert sum(counted) == sum(ended) == 6
     assert len(ended) > 2  # told as they end, not by the unit
@@ -241,7 +241,7 @@ def test_workers_give_each_rollout_its_place(experiment):
 
 def test_no_more_workers_than_work(tmp_path):
     logdir = make_experiment(tmp_path / "exp")
-    with start_workers(logdir, "gymnasium", CPU, 8, 2) as pool:
+    with start_workers(logdir, CPU, 8, 2) as pool:
         assert len(pool) == 2
 
 
@@ -260,9 +260,9 @@ def test_an_untrained_memory_is_the_same_again_from_its_seed(tmp_path):
 
 def test_a_worker_refuses_other_models_than_its_fellows(experiment):
     digest = agent_digest(experiment, DEFAULT)
-    setup_worker(0, experiment, "gymnasium", "cpu", DEFAULT, digest, available_cores())
+    setup_worker(0, experiment, "cpu", DEFAULT, digest, available_cores())
     with pytest.raises(UserError, match="changed while the workers were driving"):
-        setup_worker(0, experiment, "gymnasium", "cpu", DEFAULT, "another", available_cores())
+        setup_worker(0, experiment, "cpu", DEFAULT, "another", available_cores())
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_full_gpu_is_the_users_to_mend(error, expected, experiment, monkeypatc
     monkeypatch.setattr(parallel, "load_agent", full)
     monkeypatch.setattr(parallel, "agent_digest", lambda *_: digest)
     with pytest.raises(expected) as raised:
-        setup_worker(0, experiment, "gymnasium", "cpu", DEFAULT, digest, available_cores())
+        setup_worker(0, experiment, "cpu", DEFAULT, digest, available_cores())
     assert ("smaller --max-workers" in str(raised.value)) == (expected is UserError)
 
 
@@ -305,7 +305,9 @@ def test_units_are_alike_and_as_many_for_each_worker():
     for workers, m, k in ((2, 32, 3), (2, 32, 4), (4, 3, 100), (8, 96, 3), (3, 2, 1), (2, 5, 7)):
         pool = Pool(workers)
         counted = []
-        returns, _ = run_rollouts(pool, np.zeros((m, 867)), list(range(k)), counted.append)
+        returns, _ = run_rollouts(
+            pool, "envpool", np.zeros((m, 867)), list(range(k)), counted.append
+        )
         assert sum(counted) == m * k
         np.testing.assert_array_equal(returns, np.tile(np.arange(k), (m, 1)))
         assert sum(pool.sizes) == m * k and max(pool.sizes) <= UNIT

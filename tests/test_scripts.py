@@ -313,7 +313,7 @@ def test_evaluations_run_in_full_whatever_the_patience(tmp_path):
             return 1
 
         def run(self, units, news):
-            self.patience = {unit.patience for unit in units}
+            self.seen = {(unit.simulator, unit.patience) for unit in units}
             for i, unit in enumerate(units):
                 yield i, (np.zeros(len(unit.seeds)), np.ones(len(unit.seeds), np.int64))
 
@@ -321,10 +321,10 @@ def test_evaluations_run_in_full_whatever_the_patience(tmp_path):
     evolution = Evolution(867, 0.1, 4, seed=0)
     state = {"generation": 1, "steps": 1, "seconds": 1.0, "evaluations": []}
     state |= {name: torch.from_numpy(evolution.mean) for name in ("average", "champion")}
-    judge = Judge(tmp_path / "best.tar", pool, [1, 2], DEFAULT, {})
+    judge = Judge(tmp_path / "best.tar", pool, "envpool", [1, 2], DEFAULT, "")
     with SummaryWriter(str(tmp_path)) as writer:
         evaluate(judge, evolution, state, False, writer)
-    assert pool.patience == {0} and judge.best == 0
+    assert pool.seen == {("envpool", 0)} and judge.best == 0
 
 
 def test_a_controller_of_z_alone_is_trained_resumed_and_driven(experiment, tmp_path):
@@ -344,6 +344,44 @@ def test_a_controller_of_z_alone_is_trained_resumed_and_driven(experiment, tmp_p
     returns, _ = play(make_simulator("envpool", track_seeds("evaluate", 2)), 2, 2, policy)
     # Rounding differs with the size of a batch; over 1000 steps it may cost a tile.
     assert best["reward"] == pytest.approx(returns.mean(), abs=5)
+
+
+def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, tmp_path):
+    """The last generations' tracks and the kept return are Gymnasium's, and stay so."""
+    pytest.importorskip("envpool")
+    shutil.rmtree(experiment / "ctrl")
+    command = ["traincontroller.py", "--logdir", experiment, "--no-mdrnn", "--patience", 5]
+    command += ["--pop-size", 3, "--n-samples", 1, "--eval-rollouts", 1, "--simulator", "envpool"]
+    # A return that every controller has on either simulator must not end it before Gymnasium.
+    first = run_script(*command, "--max-generations", 1, cwd=tmp_path)
+    assert first.returncode == 0
+    assert load_checkpoint(experiment / "ctrl/best.tar")["about"]["simulator"] == "envpool"
+    switch = ("--gymnasium-from", 3, "--eval-every", 1, "--target-return", -500)
+    done = run_script(*command, *switch, "--max-generations", 9, cwd=tmp_path)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    [switched] = [i for i, line in enumerate(lines) if "on gymnasium from generation 3" in line]
+    assert any(line.startswith("generation 2:") for line in lines[:switched])
+    assert "scored under other conditions" in "".join(lines[switched:])
+    assert lines[-1].startswith("target reached")
+    state = load_checkpoint(experiment / "ctrl/checkpoint.tar")
+    assert state["state"]["generation"] == 3
+    assert load_checkpoint(experiment / "ctrl/best.tar")["about"]["simulator"] == "gymnasium"
+
+    again = run_script(*command, "--max-generations", 4, cwd=tmp_path)
+    assert again.returncode == 0 and "after generation 3 on gymnasium" in again.stdout
+    # Nothing was EnvPool's: what is there is not scored again.
+    assert "scored under other conditions" not in again.stdout
+    evaluation = [line for line in again.stdout.splitlines() if line.startswith("evaluation after")]
+    best = load_checkpoint(experiment / "ctrl/best.tar")
+    controller, driving, _ = load_controller(experiment / "ctrl/best.tar")
+    agent = load_agent(experiment, CPU, fast_precision(CPU), driving)
+    policy = AgentPolicy(agent, controller.flat_parameters()[None])
+    returns, _ = play(make_simulator("gymnasium", track_seeds("evaluate", 1)), 1, 1, policy)
+    assert len(evaluation) == 1 and best["reward"] == pytest.approx(returns.mean(), abs=5)
+
+    refused = run_script(*command, "--gymnasium-from", 2, cwd=tmp_path)
+    assert refused.returncode == 2 and "--gymnasium-from 3" in refused.stderr
 
 
 def test_controller_stops_at_the_target(experiment, tmp_path):
