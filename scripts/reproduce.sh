@@ -14,7 +14,8 @@ driven_gymnasium=(--policy controller --rollouts 30 --seed 4 --simulator gymnasi
 vae=(--epochs 8 --batch-size 64)
 mdrnn=(--epochs 40)
 controller=(--simulator envpool --pop-size 32 --n-samples 3 --patience 100
-    --eval-every 10 --eval-rollouts 100 --target-return 915 --max-generations 60 --seed 1)
+    --gymnasium-from 31 --eval-every 15 --eval-rollouts 100 --target-return 915
+    --max-generations 45 --seed 1)
 
 # Round one is the quick start: its controller drives in the data of round two.
 first=$logdir/round_1
