@@ -205,10 +205,15 @@ class Judge:
             self.best = float(state["reward"])
             print(f"{self.path}: best return so far {self.best:.1f}")
             return
-        print(f"{self.path}: scored under other conditions, evaluating it again")
+        print(f"{self.path}: scored under other conditions, evaluating it again", flush=True)
         returns = self.score(controller.flat_parameters().numpy()[None])[0]
         if np.isfinite(returns).all():
             self.save(controller.flat_parameters().numpy(), returns, int(state.get("epoch", 0)))
+            print(
+                f"{self.path}: {returns.mean():.1f} +- {returns.std():.1f} on {len(self.tracks)} "
+                f"tracks of {self.simulator}",
+                flush=True,
+            )
         else:
             print(f"{self.path}: it returns NaN, so anything is better")
 

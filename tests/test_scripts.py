@@ -193,6 +193,7 @@ def test_foreign_checkpoints_load_in_every_script(experiment, tmp_path):
         "traincontroller.py", *common, *TINY["traincontroller.py"], cwd=tmp_path
     )
     assert controller.returncode == 0 and "evaluating it again" in controller.stdout
+    assert re.search(r"best.tar: -?\d+.\d \+- \d+.\d on \d+ tracks of", controller.stdout)
     test = run_script("test_controller.py", *common, "--no-render", cwd=tmp_path)
     assert test.returncode == 0 and "over 1 episodes on gymnasium" in test.stdout
 
