@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The full experiment, from nothing to the scores on 100 tracks: 75 minutes on 2 cores without a GPU
+# The full experiment, from nothing to the scores on 100 tracks: two hours on 2 cores without a GPU
 # (docs/experiments.md, also for what it has reached so far). Stopped at any point and run again, it
 # continues. LOGDIR, relative to the repository, chooses another folder.
 set -euo pipefail
