@@ -330,9 +330,9 @@ def train(args: argparse.Namespace) -> None:
         print(f"{len(pool)} workers on {device}, V in {precision}; logs in {args.logdir / 'tmp'}")
 
         def judge_of(generation: int) -> Judge:
-            simulator = simulator_of(generation)
             tracks = track_seeds("evaluate", args.eval_rollouts)
-            judge = Judge(folder / "best.tar", pool, simulator, tracks, driving, models)
+            path, where = folder / "best.tar", simulator_of(generation)
+            judge = Judge(path, pool, where, tracks, driving, models)
             judge.load()
             return judge
 

@@ -74,9 +74,8 @@ def evaluation(workers: int, population: int, samples: int) -> Iterator[Callable
             steps = int(run_rollouts(pool, simulator(), parameters(population), seeds)[1].sum())
             return steps / (time.perf_counter() - start)
 
-        run_rollouts(
-            pool, simulator(), parameters(2 * workers), seeds[:1]
-        )  # every worker gets started
+        # So that every worker has started.
+        run_rollouts(pool, simulator(), parameters(2 * workers), seeds[:1])
         yield rate
 
 

@@ -33,10 +33,13 @@ def main() -> None:
     parser.add_argument("--to", type=picture_path, default="learning_curve.png", help="picture")
     args = parser.parse_args()
     path = args.logdir / "ctrl" / "checkpoint.tar"
-    state = load_checkpoint(path).get("state", {})
+    stored = load_checkpoint(path)
+    state = stored.get("state", {})
     if not state.get("history"):
         raise UserError(f"{path} has no history of generations; train the controller first")
     history, evaluations = np.array(state["history"]), np.array(state["evaluations"])
+    switch = stored.get("options", {}).get("gymnasium-from", 0)
+    on_gymnasium = history[history[:, 0] >= switch] if switch else history[:0]
 
     try:
         import matplotlib
@@ -63,6 +66,9 @@ def main() -> None:
             x = evaluations[:, column] * scale
             axis.plot(x, evaluations[:, 3], "s-", color="C1", label="mean of the distribution")
             axis.plot(x, evaluations[:, 4], "^-", color="C2", label="its running average")
+        if len(on_gymnasium):
+            x = on_gymnasium[0, column] * scale
+            axis.axvline(x, color="C3", linestyle=":", label="Gymnasium from here on")
         axis.axhline(900, color="black", linewidth=0.5, linestyle="--")
         axis.set(xscale="log", xlabel=unit)
     axes[0].set_ylabel("return")

@@ -353,10 +353,10 @@ def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, tmp_path):
     shutil.rmtree(experiment / "ctrl")
     command = ["traincontroller.py", "--logdir", experiment, "--no-mdrnn", "--patience", 5]
     command += ["--pop-size", 3, "--n-samples", 1, "--eval-rollouts", 1, "--simulator", "envpool"]
-    # A return that every controller has on either simulator must not end it before Gymnasium.
     first = run_script(*command, "--max-generations", 1, cwd=tmp_path)
     assert first.returncode == 0
     assert load_checkpoint(experiment / "ctrl/best.tar")["about"]["simulator"] == "envpool"
+    # A target that every controller reaches on either simulator must not end it before Gymnasium.
     switch = ("--gymnasium-from", 3, "--eval-every", 1, "--target-return", -500)
     done = run_script(*command, *switch, "--max-generations", 9, cwd=tmp_path)
     assert done.returncode == 0
@@ -562,10 +562,17 @@ def test_learning_curve_needs_a_history_and_draws_it(tmp_path):
     assert wrong.returncode == 2 and ".png, .svg or .pdf" in wrong.stderr
     state["history"] = [[1.0, 3000.0, 2.0, -50.0, 10.0], [2.0, 6000.0, 4.0, 20.0, 80.0]]
     state["evaluations"] = [[2.0, 6000.0, 4.0, 100.0, 60.0, 80.0]]
-    save_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar", {"state": state})
-    assert draw().returncode == 0
-    with Image.open(tmp_path / "docs/curve.png") as picture:
-        assert picture.size == (1000, 400)
+    pictures = []
+    for options in ({}, {"gymnasium-from": 2}, {"gymnasium-from": 3}):
+        stored = {"state": state, "options": options}
+        save_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar", stored)
+        assert draw().returncode == 0
+        with Image.open(tmp_path / "docs/curve.png") as picture:
+            assert picture.size == (1000, 400)
+            pictures.append(np.asarray(picture))
+    # Where the simulator has changed, the curve says so.
+    assert np.array_equal(pictures[0], pictures[2])
+    assert not np.array_equal(pictures[0], pictures[1])
 
 
 def test_ablation_table_adds_the_finished_runs(tmp_path):
