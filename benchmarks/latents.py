@@ -1,4 +1,7 @@
-"""Encoding a data set to latents on disk, against the encoder's forward pass alone."""
+"""Encoding a data set to latents on disk, against the encoder's forward pass alone.
+
+The second limit is that of the encoder with which it is done, see `models.vae.PackedEncoder`.
+"""
 
 import shutil
 
@@ -8,7 +11,7 @@ from benchmarks.measure import Row, median_rates, row
 from benchmarks.setting import folder, many_episodes
 from data.episodes import list_episodes
 from data.latents import encode_episodes
-from models.vae import Encoder
+from models.vae import Encoder, inference_encoder
 from utils.frames import pixels_to_unit
 from utils.learning import choose_device, fast_precision
 
@@ -26,8 +29,10 @@ def measure() -> list[Row]:
         encode_episodes(files, encoder, logdir, device, precision)
         return frames
 
-    def forward(batch_size: int):
-        model = Encoder().to(device, precision, memory_format=torch.channels_last).eval()
+    plain = Encoder().to(device, precision, memory_format=torch.channels_last).eval()
+    inference = inference_encoder(encoder, device, precision)
+
+    def forward(model: Encoder, batch_size: int):
         x = torch.randint(0, 256, (batch_size, 64, 64, 3), dtype=torch.uint8, device=device)
         x = pixels_to_unit(x, precision)
 
@@ -41,8 +46,15 @@ def measure() -> list[Row]:
 
         return work
 
-    sizes = (64, 128, 256, 512)
-    rates = median_rates({"ours": ours} | {f"batch {n}": forward(n) for n in sizes})
-    best = max((f"batch {n}" for n in sizes), key=rates.get)
-    against = f"encoder alone, {best}"
-    return [row("encoding a data set", rates["ours"], against, rates[best], "frames/s", ">= 0.9")]
+    limits = {
+        f"{name}, batch {n}": forward(model, n)
+        for name, model in (("encoder alone", plain), ("encoder for inference alone", inference))
+        for n in (32, 64, 128, 256, 512)
+    }
+    rates = median_rates({"ours": ours} | limits)
+
+    def against(name: str, target: str) -> Row:
+        best = max((limit for limit in limits if limit.startswith(f"{name},")), key=rates.get)
+        return row("encoding a data set", rates["ours"], best, rates[best], "frames/s", target)
+
+    return [against("encoder alone", ">= 0.9"), against("encoder for inference alone", "")]

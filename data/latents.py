@@ -5,7 +5,6 @@ episode. Another encoder has another digest, so its latents are made anew and th
 ones removed; an episode whose file changed is encoded again.
 """
 
-import copy
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,12 +15,13 @@ import torch
 from tqdm import tqdm
 
 from data.episodes import BadEpisode, Episode, EpisodeFile, read_episode, warn_skipped
-from models.vae import Encoder
+from models.vae import Encoder, inference_encoder
 from utils.files import atomic_write
 from utils.frames import pixels_to_unit
 from utils.learning import weights_digest
 
-BATCH_SIZE = 256
+# Frames at a time: a few stay in the caches of a core; a GPU wants many.
+BATCH_SIZE = {"cpu": 32, "cuda": 256}
 
 
 class LatentEpisode(NamedTuple):
@@ -60,8 +60,7 @@ def encode_episodes(
         return latents
     print(f"latents: {len(latents)} episodes are in {cache}, {len(missing)} are encoded now")
 
-    # A copy: the caller's float32 weights must not go through bfloat16 and back.
-    encoder = copy.deepcopy(encoder).to(device, precision, memory_format=torch.channels_last)
+    encoder = inference_encoder(encoder, device, precision)
 
     def make(file: EpisodeFile) -> LatentEpisode | BadEpisode:
         try:
@@ -101,7 +100,7 @@ def _encode(
 ) -> LatentEpisode:
     mus, logsigmas = [], []
     # Equal parts: a last one of another size would cost a second set of prepared kernels.
-    parts = -(-len(episode.observations) // BATCH_SIZE)
+    parts = -(-len(episode.observations) // BATCH_SIZE[device.type])
     for frames in torch.from_numpy(episode.observations).tensor_split(parts):
         mu, logsigma = encoder(pixels_to_unit(frames.to(device), precision))
         mus.append(mu.float().cpu())

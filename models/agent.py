@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.controller import act_batch
 from models.mdrnn import HIDDEN_SIZE, MDRNN
-from models.vae import Encoder
+from models.vae import Encoder, inference_encoder
 from utils.frames import pixels_to_unit, to_64
 
 # Steering in [-1, 1], gas and brake in [0, 1].
@@ -43,7 +43,7 @@ class Agent:
         squash: bool = False,
     ):
         self.device = device
-        self.encoder = encoder.to(device, precision, memory_format=torch.channels_last).eval()
+        self.encoder = inference_encoder(encoder, device, precision)
         self.mdrnn = None if mdrnn is None else mdrnn.to(device).eval()
         self.precision, self.squash = precision, squash
         self.low, self.high = ACTION_LOW.to(device), ACTION_HIGH.to(device)

@@ -7,8 +7,9 @@ from torch import distributions as D
 from models.agent import ACTION_HIGH, ACTION_LOW, Agent
 from models.controller import PARAMETERS, Controller, act_batch
 from models.mdrnn import MDRNN, Prediction, mdrnn_losses, mixture_nll
-from models.vae import VAE, Encoder, sample_latent, vae_loss
+from models.vae import VAE, Encoder, PackedEncoder, inference_encoder, sample_latent, vae_loss
 from utils.frames import pixels_to_unit
+from utils.learning import fast_precision
 
 
 def count(module):
@@ -195,6 +196,28 @@ def test_squashed_actions_are_those_of_the_paper():
         [np.tanh(raw[:, 0]), 1 / (1 + np.exp(-raw[:, 1])), 1 / (1 + np.exp(-raw[:, 2]))], 1
     )
     np.testing.assert_allclose(agent.act(controllers, mu, h).numpy(), want, atol=1e-6)
+
+
+@pytest.mark.skipif(
+    fast_precision(torch.device("cpu")) != torch.bfloat16, reason="needs bfloat16 in the processor"
+)
+def test_the_encoder_for_inference_is_the_encoder():
+    encoder, cpu = Encoder(), torch.device("cpu")
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    plain = Encoder().to(torch.bfloat16, memory_format=torch.channels_last)
+    plain.load_state_dict(before)
+    packed = inference_encoder(encoder, cpu, torch.bfloat16)
+    assert isinstance(packed, PackedEncoder)
+    for n in (1, 7, 32, 64):
+        frames = torch.randint(0, 256, (n, 64, 64, 3), dtype=torch.uint8)
+        x = pixels_to_unit(frames, torch.bfloat16)
+        with torch.inference_mode():
+            mu, logsigma = plain(x)
+            for got, want in zip((*packed(x), packed.mean(x)), (mu, logsigma, mu), strict=True):
+                torch.testing.assert_close(got, want, atol=1e-2, rtol=1e-2)
+    # What is trained on keeps its float32 weights: they must not go through bfloat16 and back.
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, before[name]) and tensor.dtype == torch.float32
 
 
 def test_an_agent_without_memory_acts_on_z_alone():
