@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
         "--target-return",
         type=finite_float,
         default=950,
-        help="stop when an evaluation reaches this",
+        help="stop when an evaluation reaches this; with --gymnasium-from, one on Gymnasium",
     )
     parser.add_argument(
         "--max-generations",
@@ -160,9 +160,9 @@ def parse_arguments() -> argparse.Namespace:
         "--gymnasium-from",
         type=natural_int,
         default=0,
-        help="drive on Gymnasium from this generation on, training and evaluations, so that the "
-        "many generations are those of the fast simulator and the last ones those of the one that "
-        "scores; 0: never, but what began with it goes on with it",
+        help="train and evaluate on Gymnasium from this generation on, so that most generations "
+        "run on the fast simulator and the last ones on the one that scores; 0: never, or as "
+        "stored in the checkpoint",
     )
     add_device(parser)
     parser.add_argument(
@@ -270,6 +270,8 @@ def train(args: argparse.Namespace) -> None:
     gymnasium_from = args.gymnasium_from
     if stored is not None:
         gymnasium_from = gymnasium_from or stored["options"].get("gymnasium-from", 0)
+    if simulator == "gymnasium":  # from the beginning
+        gymnasium_from = 0
     if args.noreload:
         set_aside(folder)
     options = {
@@ -316,6 +318,11 @@ def train(args: argparse.Namespace) -> None:
         evolution.load_state_dict(stored["cma"])
         state |= stored["state"]
         generation = state["generation"]
+        if "gymnasium-from" not in stored["options"] and 0 < gymnasium_from <= generation:
+            raise UserError(
+                f"--gymnasium-from {gymnasium_from}: {checkpoint} has {generation} generations on "
+                f"{simulator}; use {generation + 1} or more, or --noreload to start afresh"
+            )
         print(
             f"{checkpoint}: continuing after generation {generation} on "
             f"{simulator_of(generation + 1)}"
@@ -329,10 +336,11 @@ def train(args: argparse.Namespace) -> None:
         precision = str(fast_precision(device)).removeprefix("torch.")
         print(f"{len(pool)} workers on {device}, V in {precision}; logs in {args.logdir / 'tmp'}")
 
+        tracks = track_seeds("evaluate", args.eval_rollouts)
+
         def judge_of(generation: int) -> Judge:
-            tracks = track_seeds("evaluate", args.eval_rollouts)
-            path, where = folder / "best.tar", simulator_of(generation)
-            judge = Judge(path, pool, where, tracks, driving, models)
+            where = simulator_of(generation)
+            judge = Judge(folder / "best.tar", pool, where, tracks, driving, models)
             judge.load()
             return judge
 

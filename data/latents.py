@@ -99,7 +99,7 @@ def _encode(
     episode: Episode, encoder: Encoder, device: torch.device, precision: torch.dtype
 ) -> LatentEpisode:
     mus, logsigmas = [], []
-    # Equal parts: a last one of another size would cost a second set of prepared kernels.
+    # Nearly equal parts: a small last one would take longer for each of its frames.
     parts = -(-len(episode.observations) // BATCH_SIZE[device.type])
     for frames in torch.from_numpy(episode.observations).tensor_split(parts):
         mu, logsigma = encoder(pixels_to_unit(frames.to(device), precision))

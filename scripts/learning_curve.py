@@ -39,7 +39,11 @@ def main() -> None:
         raise UserError(f"{path} has no history of generations; train the controller first")
     history, evaluations = np.array(state["history"]), np.array(state["evaluations"])
     switch = stored.get("options", {}).get("gymnasium-from", 0)
-    on_gymnasium = history[history[:, 0] >= switch] if switch else history[:0]
+    # The generation after which the simulator has changed; the lines are broken there.
+    last = history[history[:, 0] == switch - 1] if history[-1, 0] >= switch else history[:0]
+    if len(last) and len(evaluations):
+        before = np.count_nonzero(evaluations[:, 0] < switch)
+        evaluations = np.insert(evaluations, before, np.nan, axis=0)
 
     try:
         import matplotlib
@@ -66,8 +70,8 @@ def main() -> None:
             x = evaluations[:, column] * scale
             axis.plot(x, evaluations[:, 3], "s-", color="C1", label="mean of the distribution")
             axis.plot(x, evaluations[:, 4], "^-", color="C2", label="its running average")
-        if len(on_gymnasium):
-            x = on_gymnasium[0, column] * scale
+        if len(last):
+            x = last[0, column] * scale
             axis.axvline(x, color="C3", linestyle=":", label="Gymnasium from here on")
         axis.axhline(900, color="black", linewidth=0.5, linestyle="--")
         axis.set(xscale="log", xlabel=unit)

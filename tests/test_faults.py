@@ -86,9 +86,10 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(stage, tmp_path):
         assert_same(whole, killed)
 
 
-def test_a_controller_training_that_was_killed_ends_as_if_it_had_not_been(tmp_path):
+@pytest.mark.parametrize("switch", [[], ["--gymnasium-from", 2, "--patience", 5]])
+def test_a_controller_training_that_was_killed_ends_as_if_it_had_not_been(switch, tmp_path):
     pytest.importorskip("envpool")
-    options = ["--pop-size", 4, "--n-samples", 1, "--eval-every", 2, "--eval-rollouts", 1]
+    options = ["--pop-size", 4, "--n-samples", 1, "--eval-every", 2, "--eval-rollouts", 1, *switch]
     command = ["traincontroller.py", *options, "--max-generations", 3, "--device", "cpu"]
     for name in ("whole", "killed"):
         shutil.rmtree(make_experiment(tmp_path / name) / "ctrl")

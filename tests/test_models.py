@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from models.agent import ACTION_HIGH, ACTION_LOW, Agent
 from models.controller import PARAMETERS, Controller, act_batch
 from models.mdrnn import MDRNN, Prediction, mdrnn_losses, mixture_nll
 from models.vae import VAE, Encoder, PackedEncoder, inference_encoder, sample_latent, vae_loss
+from utils.checkpoint import load_weights
 from utils.frames import pixels_to_unit
 from utils.learning import fast_precision
 
@@ -203,6 +206,8 @@ def test_squashed_actions_are_those_of_the_paper():
 )
 def test_the_encoder_for_inference_is_the_encoder():
     encoder, cpu = Encoder(), torch.device("cpu")
+    shipped = Path(__file__).parent.parent / "pretrained/vae/best.tar"
+    load_weights(encoder, shipped, part="encoder.")
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     plain = Encoder().to(torch.bfloat16, memory_format=torch.channels_last)
     plain.load_state_dict(before)
@@ -214,7 +219,7 @@ def test_the_encoder_for_inference_is_the_encoder():
         with torch.inference_mode():
             mu, logsigma = plain(x)
             for got, want in zip((*packed(x), packed.mean(x)), (mu, logsigma, mu), strict=True):
-                torch.testing.assert_close(got, want, atol=1e-2, rtol=1e-2)
+                torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
     # What is trained on keeps its float32 weights: they must not go through bfloat16 and back.
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, before[name]) and tensor.dtype == torch.float32

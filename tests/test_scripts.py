@@ -356,6 +356,9 @@ def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, tmp_path):
     first = run_script(*command, "--max-generations", 1, cwd=tmp_path)
     assert first.returncode == 0
     assert load_checkpoint(experiment / "ctrl/best.tar")["about"]["simulator"] == "envpool"
+    # What was driven on EnvPool cannot be told to have been Gymnasium's.
+    late = run_script(*command, "--gymnasium-from", 1, cwd=tmp_path)
+    assert late.returncode == 2 and "has 1 generations on envpool; use 2 or more" in late.stderr
     # A target that every controller reaches on either simulator must not end it before Gymnasium.
     switch = ("--gymnasium-from", 3, "--eval-every", 1, "--target-return", -500)
     done = run_script(*command, *switch, "--max-generations", 9, cwd=tmp_path)
