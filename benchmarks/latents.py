@@ -1,6 +1,6 @@
 """Encoding a data set to latents on disk, against the encoder's forward pass alone.
 
-The second limit is that of the encoder with which it is done, see `models.vae.PackedEncoder`.
+The second limit is that of the encoder with which it is done, see `models.inference.PackedEncoder`.
 """
 
 import shutil
@@ -11,7 +11,8 @@ from benchmarks.measure import Row, median_rates, row
 from benchmarks.setting import folder, many_episodes
 from data.episodes import list_episodes
 from data.latents import encode_episodes
-from models.vae import Encoder, inference_encoder
+from models.inference import inference_encoder
+from models.vae import Encoder
 from utils.frames import pixels_to_unit
 from utils.learning import choose_device, fast_precision
 

@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from data.episodes import BadEpisode, Episode, EpisodeFile, read_episode, warn_skipped
-from models.vae import Encoder, inference_encoder
+from models.inference import inference_encoder
+from models.vae import Encoder
 from utils.files import atomic_write
 from utils.frames import pixels_to_unit
 from utils.learning import weights_digest

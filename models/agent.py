@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from models.controller import act_batch
+from models.inference import inference_encoder
 from models.mdrnn import HIDDEN_SIZE, MDRNN
-from models.vae import Encoder, inference_encoder
+from models.vae import Encoder
 from utils.frames import pixels_to_unit, to_64
 
 # Steering in [-1, 1], gas and brake in [0, 1].

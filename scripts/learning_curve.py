@@ -27,6 +27,16 @@ PAPER_STEPS = 1.7e9 / 1800  # of a generation
 PAPER_HOURS = 4.03e6 / 3600 / 1800
 
 
+def break_before(rows: np.ndarray, generation: int) -> np.ndarray:
+    """Rows (n, k) of ascending generations -> (n + 1, k): NaN before `generation`.
+
+    So no line of the plot joins returns of two simulators. Without rows, (0,), they stay so.
+    """
+    if not len(rows):
+        return rows
+    return np.insert(rows, np.searchsorted(rows[:, 0], generation), np.nan, axis=0)
+
+
 def main() -> None:
     parser = script_parser("Draw the learning curve of a controller beside the paper's.")
     add_logdir(parser)
@@ -39,11 +49,10 @@ def main() -> None:
         raise UserError(f"{path} has no history of generations; train the controller first")
     history, evaluations = np.array(state["history"]), np.array(state["evaluations"])
     switch = stored.get("options", {}).get("gymnasium-from", 0)
-    # The generation after which the simulator has changed; the lines are broken there.
-    last = history[history[:, 0] == switch - 1] if history[-1, 0] >= switch else history[:0]
-    if len(last) and len(evaluations):
-        before = np.count_nonzero(evaluations[:, 0] < switch)
-        evaluations = np.insert(evaluations, before, np.nan, axis=0)
+    switched = 1 < switch <= len(history)  # in its middle
+    if switched:
+        before = history[switch - 2]  # the last generation on EnvPool
+        history, evaluations = break_before(history, switch), break_before(evaluations, switch)
 
     try:
         import matplotlib
@@ -70,9 +79,10 @@ def main() -> None:
             x = evaluations[:, column] * scale
             axis.plot(x, evaluations[:, 3], "s-", color="C1", label="mean of the distribution")
             axis.plot(x, evaluations[:, 4], "^-", color="C2", label="its running average")
-        if len(last):
-            x = last[0, column] * scale
-            axis.axvline(x, color="C3", linestyle=":", label="Gymnasium from here on")
+        if switched:
+            axis.axvline(
+                before[column] * scale, color="C3", linestyle=":", label="Gymnasium from here on"
+            )
         axis.axhline(900, color="black", linewidth=0.5, linestyle="--")
         axis.set(xscale="log", xlabel=unit)
     axes[0].set_ylabel("return")

@@ -22,6 +22,7 @@ from envs.simulator import GymnasiumSimulator
 from models.vae import Encoder
 from utils.cli import UserError
 from utils.frames import pixels_to_unit, to_64
+from utils.learning import fast_precision
 
 CPU = torch.device("cpu")
 
@@ -291,6 +292,17 @@ def test_frames_take_a_third_of_a_gpus_free_memory_at_most(monkeypatch, dataset)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 2 * free))
         loader = FrameLoader(files, 4, torch.device("cuda"), shuffle=True)
         assert loader.fits == fits and 2 * loader.half <= free // 3
+
+
+@pytest.mark.parametrize("precision", [torch.float32, fast_precision(CPU)])
+def test_encoding_leaves_the_encoder_alone(precision, dataset, tmp_path):
+    encoder = Encoder()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    encode_episodes(list_episodes(dataset), encoder, tmp_path, CPU, precision)
+    # It stays trainable, and its weights must not go through bfloat16 and back.
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 def bad_arrays(**changes):
