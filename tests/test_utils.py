@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 
 import numpy as np
@@ -207,6 +208,17 @@ def test_pool_does_lost_units_again(tmp_path, capfd):
     assert said.count("its work is done again") == 2
     logs = "".join(p.read_text() for p in (tmp_path / "logs").iterdir())
     assert "ValueError: a bad moment" in logs and "Traceback" in logs
+
+
+def test_ctrl_c_is_the_parents_business_while_a_worker_still_starts(tmp_path, capfd):
+    with WorkerPool(1, setup_squares, (tmp_path,), tmp_path / "logs") as pool:
+        first = pool._workers[0][0].pid
+        for _ in range(20):  # through its imports, a second or two
+            os.kill(first, signal.SIGINT)
+            time.sleep(0.1)
+        assert dict(pool.run([("fine", 6)])) == {0: 36}
+        assert pool._workers[0][0].pid == first
+    assert capfd.readouterr().err == ""
 
 
 def test_the_first_error_of_a_worker_is_repeated_in_full(tmp_path, capfd):

@@ -62,7 +62,12 @@ class WorkerPool:
             name=f"worker_{index}",
             daemon=True,
         )
-        process.start()
+        # Ctrl-C is the parent's business: a worker inherits the block, and keeps it.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()  # so that the worker's death is the end of the pipe
         return process, ours
 
@@ -156,7 +161,6 @@ def _work_until_closed(
     index: int, setup: Callable[..., Work], arguments: tuple, connection: Connection, log_dir: Path
 ) -> None:
     """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     log = os.open(log_dir / f"worker_{index}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
