@@ -272,6 +272,14 @@ def test_a_worker_refuses_other_models_than_its_fellows(experiment):
         (RuntimeError("CUDA error: out of memory"), UserError),  # of a context, pinned memory
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), UserError),
         (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), UserError),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+            UserError,
+        ),
+        (
+            RuntimeError("GET was unable to find an engine to execute this computation"),
+            UserError,
+        ),
         (RuntimeError("expected a matrix"), RuntimeError),
     ],
 )

@@ -57,8 +57,9 @@ def gpu_is_full(error: RuntimeError) -> bool:
     By name, because not every script imports torch.
     """
     # Of cuBLAS and cuDNN: no room for what they work in, or for themselves.
-    libraries = ("_STATUS_ALLOC_FAILED", "_STATUS_NOT_INITIALIZED")
-    signs = ("CUDA error: out of memory", *libraries)
+    libraries = ("_STATUS_ALLOC_FAILED", "_ALLOCATION_FAILED", "_STATUS_NOT_INITIALIZED")
+    # The last one is what is left when no algorithm of a convolution finds room.
+    signs = ("CUDA error: out of memory", *libraries, "unable to find an engine to execute")
     return type(error).__name__ == "OutOfMemoryError" or any(s in str(error) for s in signs)
 
 
