@@ -121,7 +121,6 @@ def main() -> None:
         trained_with = state.get("about", {}).get("models")
         if trained_with not in (None, agent_digest(args.logdir, driving)):
             print("note: V or M are not those that this controller was trained with")
-    agent = load_agent(args.logdir, device, fast_precision(device), driving)
     view = choose_view(args)
     # Viewing is Gymnasium's alone; without it, auto may take the faster simulator.
     if args.simulator == "auto" and view is not None:
@@ -134,14 +133,15 @@ def main() -> None:
 
     watched = {"window": args.episodes, None: 0}.get(view, 1)
     returns = []
+    if watched:  # otherwise only the workers drive
+        agent = load_agent(args.logdir, device, fast_precision(device), driving)
     for number, seed in enumerate(seeds[:watched]):
         returns.append(watch_episode(agent, parameters, seed, view, args))
         print(f"episode {number + 1}: return {returns[-1]:.1f}", flush=True)
     rest = seeds[watched:]
     if rest:
-        workers = min(args.max_workers, len(rest))
         with (
-            start_workers(args.logdir, device, workers, len(rest), driving) as pool,
+            start_workers(args.logdir, device, args.max_workers, len(rest), driving) as pool,
             tqdm(total=len(rest), unit="episode", desc=simulator, leave=False) as bar,
         ):
             scored = run_rollouts(pool, simulator, parameters.numpy(), rest, bar.update)[0][0]
