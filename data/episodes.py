@@ -217,6 +217,8 @@ def list_episodes(rootdir: Path) -> list[EpisodeFile]:
     Files that are none are left out with one warning that counts and names them. Raises
     UserError when the folder is missing or nothing usable is in it.
     """
+    if rootdir.exists() and not rootdir.is_dir():
+        raise UserError(f"--rootdir {rootdir} is no folder; give the folder around the episodes")
     if not rootdir.is_dir():
         raise UserError(
             f"--rootdir {rootdir} does not exist; "

@@ -41,6 +41,7 @@ from utils.workers import WorkerPool
 
 # Episodes that one process plays in lockstep: 12 MB of frames each.
 BATCH = 8
+NOISE = 0.05  # the default of --noise
 
 
 def parse_arguments() -> Namespace:
@@ -61,7 +62,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument(
         "--noise",
         type=natural_float,
-        default=0.05,
+        default=NOISE,
         help="standard deviation of the noise on each episode's controller weights",
     )
     parser.add_argument(
@@ -109,9 +110,14 @@ def agree_with(rootdir: Path, args: Namespace) -> str:
         "simulator": args.simulator,
         "patience": args.patience,
     }
-    if args.policy != "controller" and args.logdir is not None:
-        raise UserError(f"--logdir is for --policy controller, not for --policy {args.policy}")
-    if args.policy == "controller":
+    if args.policy != "controller":
+        for option, given in (
+            ("--logdir", args.logdir is not None),
+            ("--noise", args.noise != NOISE),
+        ):
+            if given:
+                raise UserError(f"{option} is for --policy controller, not {args.policy}")
+    else:
         asked |= {"noise": args.noise, "logdir": controller_digest(args.logdir)}
     if note.exists():
         try:

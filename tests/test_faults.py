@@ -310,7 +310,7 @@ MISTAKES = [
     (one_episode, VAE_RUN, "at least two"),
     (one_episode, RNN_RUN, "at least two"),
     (all_damaged, VAE_RUN, "no usable episode"),
-    (rootdir_is_a_file, VAE_RUN, "data"),
+    (rootdir_is_a_file, VAE_RUN, "--rootdir data is no folder"),
     (rootdir_is_a_file, MAKE_RUN, "data"),
     (logdir_is_a_file, VAE_RUN, "exp"),
     (nothing, MAKE_RUN, "did not make"),
@@ -348,6 +348,7 @@ MISTAKES = [
     (nothing, [*CTRL_RUN, "--no-mdrnn", "--untrained-mdrnn"], "not allowed with"),
     (nothing, [*MAKE_RUN, "--policy", "controller"], "--policy controller needs.*--logdir"),
     (nothing, [*MAKE_RUN, "--noise", -1], "--noise.*0 or above"),
+    (nothing, [*MAKE_RUN, "--noise", 0.1], "--noise is for --policy controller, not brown"),
     (nothing, [*MAKE_RUN, "--rollouts", 0], "--rollouts.*at least 1"),
     (nothing, [*MAKE_RUN, "--threads", "many"], "--threads.*whole number"),
 ]
