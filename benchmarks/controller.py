@@ -86,7 +86,7 @@ def measure() -> list[Row]:
             measure_agent, processes, arguments=(experiment(), n, threads)
         )
         for processes, threads in {(CORES, 1), (1, CORES)}
-        for n in (32, 64, 128)
+        for n in (32, 64, 128, *((256, 512, 1024) if choose_device("auto").type == "cuda" else ()))
     }
     single = partial(rate_in_processes, CORES, one_at_a_time, (experiment(),))
     with evaluation(CORES, POPULATION, SAMPLES) as ours:

@@ -1,6 +1,7 @@
 """Encoding a data set to latents on disk, against the encoder's forward pass alone.
 
-The second limit is that of the encoder with which it is done, see `models.inference.PackedEncoder`.
+First against V's encoder as it is trained, then against the one that does the encoding
+(`models.inference.PackedEncoder`, where the processor has bfloat16).
 """
 
 import shutil
@@ -50,7 +51,7 @@ def measure() -> list[Row]:
     limits = {
         f"{name}, batch {n}": forward(model, n)
         for name, model in (("encoder alone", plain), ("encoder for inference alone", inference))
-        for n in (32, 64, 128, 256, 512)
+        for n in (32, 64, 128, 256, 512, *((1024, 2048, 4096) if device.type == "cuda" else ()))
     }
     rates = median_rates({"ours": ours} | limits)
 
@@ -58,4 +59,4 @@ def measure() -> list[Row]:
         best = max((limit for limit in limits if limit.startswith(f"{name},")), key=rates.get)
         return row("encoding a data set", rates["ours"], best, rates[best], "frames/s", target)
 
-    return [against("encoder alone", ">= 0.9"), against("encoder for inference alone", "")]
+    return [against("encoder alone", ">= 0.9"), against("encoder for inference alone", ">= 0.9")]

@@ -59,7 +59,7 @@ class Agent:
         return self.encoder.mean(pixels_to_unit(to_64(frames), self.precision)).float()
 
     def act(self, parameters: Tensor, mu: Tensor, h: Tensor) -> Tensor:
-        """Controllers (N, P), mu (N, 32), h (N, 256) -> actions (N, 3) in the action box.
+        """Controllers (N, P), mu (N, 32), h (N, 256 or 0) -> actions (N, 3) in the action box.
 
         Clipped to it; or, with `squash`, the tanh of the steering and the sigmoid of gas
         and brake (paper, appendix A.3).
@@ -75,8 +75,8 @@ class Agent:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One turn of the loop: what is seen, what is done, what is remembered.
 
-        Frames (N, H, W, 3) uint8, parameters (N, P), h and c (N, 256), all on the
-        agent's device -> actions (N, 3), new h and c. M's input is the action that is
+        Frames (N, H, W, 3) uint8, parameters (N, P), h and c (N, 256), without an M (N, 0), all
+        on the agent's device -> actions (N, 3), new h and c. M's input is the action that is
         executed, in the action box.
         """
         mu = self.observe(frames)
