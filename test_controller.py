@@ -47,7 +47,7 @@ def parse_arguments() -> Namespace:
     parser = script_parser("Show and score a trained controller.")
     add_logdir(parser)
     parser.add_argument("--episodes", type=positive_int, default=1, help="episodes to drive")
-    add_seed(parser, "the tracks, none of which any training uses")
+    add_seed(parser, "the tracks, none of which any training uses, and of --untrained")
     add_simulator(parser, default="gymnasium")
     parser.add_argument(
         "--video",

@@ -3,9 +3,9 @@
     python traincontroller.py --logdir exp_dir --n-samples 4 --pop-size 4 \\
         --target-return 950 --display
 
-Needs `logdir/vae/best.tar` and `logdir/mdrnn/best.tar`. Writes `logdir/ctrl/best.tar`, the
-best controller on the evaluation tracks, and `logdir/ctrl/checkpoint.tar`, the latest
-generation; the workers' output goes to `logdir/tmp/`.
+Needs `logdir/vae/best.tar` and, with a trained M, `logdir/mdrnn/best.tar`. Writes
+`logdir/ctrl/best.tar`, the best controller on the evaluation tracks, and
+`logdir/ctrl/checkpoint.tar`, the latest generation; the workers' output goes to `logdir/tmp/`.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python data/generation_script.py --rollouts 1000 --rootdir datasets/carracing --threads 8
 
 Episode k is `rootdir/thread_<k mod threads>/rollout_<k>.npz`, and depends on the policy, the
-seed, the simulator, --patience and k alone (and on the controller, where one drives). Run again,
-it makes only what is missing. Data sets of several policies or simulators lie in sub-folders of one
-folder, which is then V's and M's --rootdir.
+seed, the simulator, --patience and k alone (and on the controller and --noise, where one drives).
+Run again, it makes only what is missing. Data sets of several policies or simulators lie in
+sub-folders of one folder, which is then V's and M's --rootdir.
 """
 
 import json

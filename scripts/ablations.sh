@@ -117,7 +117,7 @@ choice full_covariance_no_mdrnn "$models" --no-mdrnn
 choice full_covariance_no_patience "$models" --patience 0
 choice models_of_round_1 "$logdir/round_1" --diagonal
 
-# V and M of the same data, less the episodes of Gymnasium.
+# V and M of the same data, less the episodes of Gymnasium, with the options of reproduce.sh.
 without=$folder/models_without_gymnasium
 if [[ -n $(unscored without_gymnasium_episodes 2> /dev/null) ]]; then
     mkdir -p "$without/data"

@@ -717,7 +717,7 @@ def test_the_full_experiment_calls_all_stages_and_scores_what_is_new(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        calls = (tmp_path / "calls").read_text().splitlines()[1:]  # the first asks for the cores
+        calls = (tmp_path / "calls").read_text().splitlines()
         (tmp_path / "calls").unlink()
         return calls
 

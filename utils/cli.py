@@ -152,7 +152,7 @@ def add_rootdir(parser: argparse.ArgumentParser) -> None:
         "--rootdir",
         type=Path,
         default=Path("datasets/carracing"),
-        help="folder of the episodes (npz), searched through all its sub-folders",
+        help="folder of the episodes (npz), in any sub-folders",
     )
 
 
