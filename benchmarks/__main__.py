@@ -74,7 +74,8 @@ def plot(rows: list[Row], path: Path) -> None:
         chosen = [r for r in rows if r.stage.endswith(word) and r.unit != "MiB"]
         x = [int(r.stage.split(", ")[1].split()[0]) for r in chosen]
         axis.plot(x, [r.ours for r in chosen], marker="o")
-        axis.set(xlabel=word, ylabel=chosen[0].unit, ylim=(0, None), xticks=x)
+        top = 1.1 * max(r.ours for r in chosen)
+        axis.set(xlabel=word, ylabel=chosen[0].unit, ylim=(0, top), xticks=x)
         axis.set_title("VAE epoch" if word == "episodes" else "controller evaluation")
         if word == "environments a worker":
             axis.set_xscale("log", base=2)
