@@ -1,10 +1,12 @@
 import os
-import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from utils import workers
@@ -210,15 +212,37 @@ def test_pool_does_lost_units_again(tmp_path, capfd):
     assert "ValueError: a bad moment" in logs and "Traceback" in logs
 
 
-def test_ctrl_c_is_the_parents_business_while_a_worker_still_starts(tmp_path, capfd):
-    with WorkerPool(1, setup_squares, (tmp_path,), tmp_path / "logs") as pool:
-        first = pool._workers[0][0].pid
-        for _ in range(20):  # through its imports, a second or two
-            os.kill(first, signal.SIGINT)
+CTRL_C = """
+import os, signal, time
+from pathlib import Path
+from utils.workers import WorkerPool
+
+def setup(index):
+    return lambda unit, report: unit + 1
+
+if __name__ == "__main__":
+    with WorkerPool(2, setup, (), Path("logs")) as pool:
+        for _ in range(20):  # through the imports of the workers, a second or two
+            for process, _ in pool._workers:
+                os.kill(process.pid, signal.SIGINT)
             time.sleep(0.1)
-        assert dict(pool.run([("fine", 6)])) == {0: 36}
-        assert pool._workers[0][0].pid == first
-    assert capfd.readouterr().err == ""
+        print(dict(pool.run([1, 2])))
+"""
+
+
+def test_ctrl_c_is_the_parents_business_from_a_workers_first_moment_on(tmp_path):
+    # In a process of its own, whose first worker is the first that multiprocessing starts.
+    (tmp_path / "start.py").write_text(CTRL_C)
+    done = subprocess.run(
+        [sys.executable, "start.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout in ("{0: 2, 1: 3}\n", "{1: 3, 0: 2}\n")
+    assert not any(log.read_text() for log in (tmp_path / "logs").iterdir())
 
 
 def test_the_first_error_of_a_worker_is_repeated_in_full(tmp_path, capfd):

@@ -13,6 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ class WorkerPool:
             name=f"worker_{index}",
             daemon=True,
         )
-        # Ctrl-C is the parent's business: a worker inherits the block, and keeps it.
+        # Ctrl-C is the parent's business: a worker inherits the block, and keeps it. The helper of
+        # multiprocessing would lift it, were it started together with the first worker.
+        resource_tracker.ensure_running()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
