@@ -25,6 +25,7 @@ from utils.cli import (
     add_noreload,
     add_rootdir,
     add_seed,
+    natural_int,
     positive_float,
     positive_int,
     run_script,
@@ -51,6 +52,13 @@ def parse_arguments() -> Namespace:
     parser.add_argument(
         "--learning-rate", type=positive_float, default=1e-3, help="of Adam, at the beginning"
     )
+    parser.add_argument(
+        "--low-rate-from",
+        type=natural_int,
+        default=0,
+        help="from this epoch on, train at a fifth of the learning rate, so that the last epochs "
+        "take out the noise of the steps; 0: never",
+    )
     add_seed(parser, "initial weights, data order, flips and samples of z")
     add_device(parser)
     add_noreload(parser)
@@ -63,6 +71,8 @@ def flip_some(frames: Tensor) -> Tensor:
     mirrored = torch.rand(len(frames), device=frames.device) < 0.5
     return torch.where(mirrored[:, None, None, None], frames.flip(2), frames)
 
+
+LOW_RATE = 1 / 5  # of the learning rate, with --low-rate-from
 
 ADVICE = "Use a smaller --learning-rate with --noreload"
 
@@ -141,6 +151,7 @@ def train(args: Namespace) -> None:
         "seed": args.seed,
         "batch-size": args.batch_size,
         "learning-rate": args.learning_rate,
+        "low-rate-from": args.low_rate_from,
         "latent-size": LATENT_SIZE,
     }
 
@@ -160,6 +171,9 @@ def train(args: Namespace) -> None:
         if stopping.stop:
             print(f"early stopping: no better test loss for {stopping.patience} epochs")
             break
+        if epoch == args.low_rate_from:
+            for group in optimizer.param_groups:
+                group["lr"] *= LOW_RATE
         generator = seed_epoch(args.seed, epoch)
         label = f"epoch {epoch}"
         train = run_epoch(model, train_loader, generator, device, precision, label, optimizer)

@@ -162,6 +162,20 @@ def test_training_continues_from_the_latest_epoch(tmp_path):
     assert "kept as" in afresh.stdout and len(list((tmp_path / "exp").glob("vae-*"))) == 1
 
 
+def test_the_learning_rate_falls_once_and_stays_low(tmp_path):
+    """At the given epoch, also where a resumed training begins with it or goes on after it."""
+    data = write_dataset(tmp_path / "data", [40, 40, 40])
+    options = ["--rootdir", data, "--logdir", "exp", "--device", "cpu", "--nosamples"]
+    options += ["--learning-rate", 0.0005, "--low-rate-from", 2]
+    for epochs, rate in ((1, 0.0005), (2, 0.0001), (4, 0.0001)):
+        done = run_script("trainvae.py", *options, "--epochs", epochs, cwd=tmp_path)
+        assert done.returncode == 0 and f"learning rate {rate:g}" in done.stdout
+        (group,) = load_checkpoint(tmp_path / "exp/vae/checkpoint.tar")["optimizer"]["param_groups"]
+        assert group["lr"] == pytest.approx(rate)
+    other = run_script("trainvae.py", *options, "--epochs", 5, "--low-rate-from", 5, cwd=tmp_path)
+    assert other.returncode == 2 and "--low-rate-from 5" in other.stderr
+
+
 def test_two_episodes_are_enough_and_one_is_not(tmp_path):
     data = write_dataset(tmp_path / "data", [40, 40])
     options = ["--rootdir", data, "--logdir", "exp", "--epochs", 1, "--nosamples"]
