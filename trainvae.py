@@ -171,9 +171,11 @@ def train(args: Namespace) -> None:
         if stopping.stop:
             print(f"early stopping: no better test loss for {stopping.patience} epochs")
             break
-        if epoch == args.low_rate_from:
+        if 0 < args.low_rate_from <= epoch:
             for group in optimizer.param_groups:
-                group["lr"] *= LOW_RATE
+                if not group.get("lowered"):  # stored with the optimizer, so that it is done once
+                    group["lr"] *= LOW_RATE
+                    group["lowered"] = True
         generator = seed_epoch(args.seed, epoch)
         label = f"epoch {epoch}"
         train = run_epoch(model, train_loader, generator, device, precision, label, optimizer)

@@ -172,6 +172,14 @@ def test_the_learning_rate_falls_once_and_stays_low(tmp_path):
         assert done.returncode == 0 and f"learning rate {rate:g}" in done.stdout
         (group,) = load_checkpoint(tmp_path / "exp/vae/checkpoint.tar")["optimizer"]["param_groups"]
         assert group["lr"] == pytest.approx(rate)
+    # A checkpoint without an optimizer that is past that epoch.
+    model = load_checkpoint(tmp_path / "exp/vae/best.tar")["state_dict"]
+    (tmp_path / "foreign/vae").mkdir(parents=True)
+    torch.save({"epoch": 7, "state_dict": model}, tmp_path / "foreign/vae/best.tar")
+    foreign = run_script(
+        "trainvae.py", *options, "--epochs", 8, "--logdir", "foreign", cwd=tmp_path
+    )
+    assert foreign.returncode == 0 and "learning rate 0.0001" in foreign.stdout
     other = run_script("trainvae.py", *options, "--epochs", 5, "--low-rate-from", 5, cwd=tmp_path)
     assert other.returncode == 2 and "--low-rate-from 5" in other.stderr
 
