@@ -86,17 +86,18 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(stage, tmp_path):
         assert_same(whole, killed)
 
 
-@pytest.mark.parametrize("switch", [[], ["--gymnasium-from", 2, "--patience", 5]])
+@pytest.mark.parametrize("switch", [[], ["--gymnasium-from", 2]])
 def test_a_controller_training_that_was_killed_ends_as_if_it_had_not_been(switch, tmp_path):
     pytest.importorskip("envpool")
     options = ["--pop-size", 4, "--n-samples", 1, "--eval-every", 2, "--eval-rollouts", 1, *switch]
-    command = ["traincontroller.py", *options, "--max-generations", 3, "--device", "cpu"]
+    command = ["traincontroller.py", *options, "--patience", 5, "--max-generations", 3]
+    command += ["--device", "cpu"]
     for name in ("whole", "killed"):
         shutil.rmtree(make_experiment(tmp_path / name) / "ctrl")
     whole = run_script(*command, "--logdir", "whole", cwd=tmp_path)
     whole.check_returncode()
     checkpoint = tmp_path / "killed/ctrl/checkpoint.tar"
-    kill_when(start(*command, "--logdir", "killed", cwd=tmp_path), checkpoint.exists, delay=1)
+    kill_when(start(*command, "--logdir", "killed", cwd=tmp_path), checkpoint.exists, delay=0.3)
     assert load_checkpoint(checkpoint)["state"]["generation"] < 3
     resumed = run_script(*command, "--logdir", "killed", cwd=tmp_path)
     assert resumed.returncode == 0 and "continuing after generation" in resumed.stdout
