@@ -54,7 +54,7 @@ def measure() -> list[Row]:
         return len(loader)
 
     steps = len(loader) // BATCH_SIZE
-    # Where bfloat16 is emulated it takes ten times as long: a few steps tell enough.
+    # Where bfloat16 is emulated a step takes ten times as long, and a few of them tell enough.
     steps_bfloat16 = steps if precision == torch.bfloat16 else min(steps, 8)
     rates = median_rates(
         {
