@@ -39,7 +39,7 @@ TINY = {
     "trainmdrnn.py": ["--epochs", "1"],
     "traincontroller.py": [
         *("--pop-size", "3", "--n-samples", "1", "--max-generations", "1"),
-        *("--eval-every", "1", "--eval-rollouts", "1"),
+        *("--eval-every", "1", "--eval-rollouts", "1", "--patience", "5"),
     ],
     "test_controller.py": ["--episodes", "1"],
 }
@@ -312,7 +312,7 @@ def test_a_variant_of_the_controller_is_trained_resumed_and_tested(experiment, t
     train("--max-generations", 2).check_returncode()
     assert train("--actions", "clip").returncode == 2
 
-    test = ["test_controller.py", *common[:2], "--no-render"]
+    test = ["test_controller.py", *common[:2], "--no-render", "--simulator", "auto"]
     done = run_script(*test, cwd=tmp_path)
     assert done.returncode == 0 and "memory untrained" in done.stdout
     assert "actions squash" in done.stdout and "note:" not in done.stdout
