@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tensorboardX import SummaryWriter
+from torch import Tensor
 from tqdm import tqdm
 
 from data.episodes import list_episodes, split_episodes
@@ -39,14 +40,15 @@ from utils.cli import (
     script_parser,
 )
 from utils.files import exclusive
+from utils.graphs import recorded
 from utils.learning import (
     EarlyStopping,
     choose_device,
     describe,
     fast_precision,
-    recurrent_precision,
     require_finite,
     seed_epoch,
+    training_precision,
     weights_digest,
 )
 
@@ -65,6 +67,12 @@ def parse_arguments() -> Namespace:
     return parser.parse_args()
 
 
+def make_optimizer(model: MDRNN) -> torch.optim.RMSprop:
+    """For a model that is on its device already: on a GPU the steps can be recorded."""
+    on_gpu = next(model.parameters()).is_cuda
+    return torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9, capturable=on_gpu)
+
+
 ADVICE = "Check the VAE's losses, or start again with --noreload and another --seed"
 
 
@@ -80,36 +88,43 @@ def run_epoch(
     """One pass over the loader, training if there is an optimizer; the mean of each term."""
     training = optimizer is not None
     model.train(training)
-    totals: dict[str, torch.Tensor] = {}
+    device = loader.table.device
+    names = ["loss", "gmm", "bce", *(["mse"] if include_reward else [])]
+    totals = torch.zeros(len(names), device=device)
     seen = 0
     windows = len(loader.starts(np.random.default_rng(0)))
+
+    def step(rows: Tensor) -> None:
+        window = loader.look_up(rows)
+        # z is drawn from V's posterior afresh each time, so that M cannot overfit to one.
+        latents = sample_latent(window["mu"], window["logsigma"])
+        z, next_z = latents[:-1], latents[1:]
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            prediction = model(window["actions"], z)
+        terms = mdrnn_losses(
+            prediction, next_z, window["rewards"], window["terminals"], include_reward
+        )
+        if training:
+            optimizer.zero_grad(set_to_none=True)
+            terms["loss"].backward()
+            optimizer.step()
+        totals.add_(torch.stack([terms[name] for name in names]).detach() * z.shape[1])
+
+    step = recorded(step, device)
     with (
         torch.set_grad_enabled(training),
         tqdm(total=windows, unit="window", desc=label, mininterval=0.5) as bar,
     ):
-        for batch, window in enumerate(loader.epoch(generator)):
-            # z is drawn from V's posterior afresh each time, so that M cannot overfit to one.
-            latents = sample_latent(window["mu"], window["logsigma"])
-            z, next_z = latents[:-1], latents[1:]
-            with torch.autocast(z.device.type, precision, enabled=precision != torch.float32):
-                prediction = model(window["actions"], z)
-            terms = mdrnn_losses(
-                prediction, next_z, window["rewards"], window["terminals"], include_reward
-            )
-            if training:
-                optimizer.zero_grad(set_to_none=True)
-                terms["loss"].backward()
-                optimizer.step()
-            size = z.shape[1]
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0) + value.detach() * size
+        for batch, rows in enumerate(loader.rows(generator)):
+            size = rows.shape[1]
+            step(rows)
             seen += size
             bar.update(size)
-            if batch % 50 == 49:
-                so_far = {name: total.item() / seen for name, total in totals.items()}
+            if batch % 50 == 49:  # reading the loss makes a GPU wait, so not at every batch
+                so_far = {n: total / seen for n, total in zip(names, totals.tolist(), strict=True)}
                 require_finite(so_far["loss"], label, ADVICE)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in so_far.items()})
-        means = {name: total.item() / seen for name, total in totals.items()}
+        means = {n: total / seen for n, total in zip(names, totals.tolist(), strict=True)}
         bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
     require_finite(means["loss"], label, ADVICE)
     return means
@@ -131,7 +146,7 @@ def train(args: Namespace) -> None:
     """All epochs, from the latest one that is stored."""
     vae_path = stage_weights(args.logdir, "vae", "python trainvae.py")
     device = choose_device(args.device)
-    precision = recurrent_precision(device)
+    precision = training_precision(device)
     print(describe(device, precision))
     files = list_episodes(args.rootdir)
     split_episodes(files)  # too few are an error before anything is encoded
@@ -158,7 +173,7 @@ def train(args: Namespace) -> None:
 
     torch.manual_seed(args.seed)
     model = MDRNN().to(device)
-    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9)
+    optimizer = make_optimizer(model)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
     stopping = EarlyStopping(patience=30)
     done = resume_epochs(folder, model, optimizer, scheduler, stopping, options)

@@ -33,13 +33,14 @@ from utils.cli import (
 )
 from utils.files import exclusive
 from utils.frames import pixels_to_unit
+from utils.graphs import recorded
 from utils.learning import (
     EarlyStopping,
     choose_device,
     describe,
-    fast_precision,
     require_finite,
     seed_epoch,
+    training_precision,
 )
 
 
@@ -72,6 +73,12 @@ def flip_some(frames: Tensor) -> Tensor:
     return torch.where(mirrored[:, None, None, None], frames.flip(2), frames)
 
 
+def make_optimizer(model: VAE, learning_rate: float = 1e-3) -> torch.optim.Adam:
+    """For a model that is on its device already: on a GPU the steps can be recorded."""
+    on_gpu = next(model.parameters()).is_cuda
+    return torch.optim.Adam(model.parameters(), learning_rate, fused=True, capturable=on_gpu)
+
+
 LOW_RATE = 1 / 5  # of the learning rate, with --low-rate-from
 
 ADVICE = "Use a smaller --learning-rate with --noreload"
@@ -91,21 +98,26 @@ def run_epoch(
     model.train(training)
     totals = torch.zeros(3, device=device)
     seen = 0
+
+    def step(frames: Tensor) -> None:
+        x = pixels_to_unit(flip_some(frames) if training else frames)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            reconstruction, mu, logsigma = model(x)
+        squared_error, kl = vae_loss(reconstruction, x, mu, logsigma)
+        loss = squared_error + kl
+        if training:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        totals.add_(torch.stack([loss, squared_error, kl]).detach() * len(frames))
+
+    step = recorded(step, device)
     with (
         torch.set_grad_enabled(training),
         tqdm(total=len(loader), unit="frame", desc=label, mininterval=0.5) as bar,
     ):
         for batch, frames in enumerate(loader.epoch(generator)):
-            x = pixels_to_unit(flip_some(frames) if training else frames)
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                reconstruction, mu, logsigma = model(x)
-            squared_error, kl = vae_loss(reconstruction, x, mu, logsigma)
-            loss = squared_error + kl
-            if training:
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-            totals += torch.stack([loss, squared_error, kl]).detach() * len(frames)
+            step(frames)
             seen += len(frames)
             bar.update(len(frames))
             if batch % 50 == 49:  # reading the loss makes a GPU wait, so not at every batch
@@ -139,7 +151,7 @@ def pictures(model: VAE, originals: Tensor) -> tuple[Tensor, Tensor]:
 def train(args: Namespace) -> None:
     """All epochs, from the latest one that is stored."""
     device = choose_device(args.device)
-    precision = fast_precision(device)
+    precision = training_precision(device)
     print(describe(device, precision))
     train_files, test_files = split_readable(list_episodes(args.rootdir))
     print(f"{args.rootdir}: {len(train_files)} episodes to train on, {len(test_files)} held out")
@@ -157,7 +169,7 @@ def train(args: Namespace) -> None:
 
     torch.manual_seed(args.seed)
     model = VAE().to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, fused=True)
+    optimizer = make_optimizer(model, args.learning_rate)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
     stopping = EarlyStopping(patience=30)
     done = resume_epochs(folder, model, optimizer, scheduler, stopping, options)

@@ -17,8 +17,8 @@ from envs.parallel import load_agent
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import make_simulator
 from models.vae import VAE
-from trainvae import run_epoch
-from utils.learning import choose_device, fast_precision
+from trainvae import make_optimizer, run_epoch
+from utils.learning import choose_device, fast_precision, training_precision
 
 # The first steps of an episode, in which CarRacing zooms in and draws slowly, are left out here.
 ZOOM = 60
@@ -56,10 +56,10 @@ def epoch_seconds(episodes: int) -> float:
     device = choose_device("auto")
     loader = FrameLoader(list_episodes(dataset())[:episodes], 32, device, shuffle=True)
     model = VAE().to(device)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    optimizer = make_optimizer(model)
     generator = np.random.default_rng(0)
     start = time.perf_counter()
-    run_epoch(model, loader, generator, device, fast_precision(device), "train", optimizer)
+    run_epoch(model, loader, generator, device, training_precision(device), "train", optimizer)
     return time.perf_counter() - start
 
 

@@ -1,6 +1,7 @@
 """MDN-RNN training on cached latents, against encoding anew and against the bare step."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle, islice
 
 import numpy as np
@@ -14,24 +15,27 @@ from data.loaders import WindowLoader
 from models.inference import inference_encoder
 from models.mdrnn import MDRNN, mdrnn_losses
 from models.vae import Encoder, sample_latent
-from trainmdrnn import run_epoch
+from trainmdrnn import make_optimizer, run_epoch
 from utils.frames import pixels_to_unit
-from utils.learning import choose_device, fast_precision, recurrent_precision
+from utils.graphs import recorded
+from utils.learning import choose_device, fast_precision, training_precision
 
 BATCH_SIZE, SEQ_LEN = 16, 32  # the defaults of trainmdrnn.py
+Latents = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # of frames: z, the next z
 
 
 def measure() -> list[Row]:
     device = choose_device("auto")
-    fast, precision = fast_precision(device), recurrent_precision(device)
-    files = list_episodes(many_episodes(64))
+    fast, precision = fast_precision(device), training_precision(device)
+    # A GPU needs an epoch long enough that the recording of its step does not count.
+    files = list_episodes(many_episodes(512 if device.type == "cuda" else 64))
     latents = encode_episodes(files, Encoder(), folder() / "mdrnn", device, fast)
     loader = WindowLoader(list(latents.values()), BATCH_SIZE, SEQ_LEN, device, shuffle=True)
     transitions = len(loader.starts(np.random.default_rng(0))) * SEQ_LEN
 
     def trainer():
         model = MDRNN().to(device)
-        return model, torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9)
+        return model, make_optimizer(model)
 
     model, optimizer = trainer()
 
@@ -40,24 +44,26 @@ def measure() -> list[Row]:
         run_epoch(model, loader, generator, precision, False, "train", optimizer)
         return transitions
 
-    def train_on(model, optimizer, z, next_z, window) -> None:
+    def train_on(model, optimizer, z, next_z, actions, rewards, terminals) -> None:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            prediction = model(window["actions"], z)
-        terms = mdrnn_losses(prediction, next_z, window["rewards"], window["terminals"], False)
+            prediction = model(actions, z)
+        terms = mdrnn_losses(prediction, next_z, rewards, terminals, False)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         optimizer.step()
 
-    bare_model, bare_optimizer = trainer()
+    bare_step = recorded(partial(train_on, *trainer()), device)
     windows = []
-    for window in islice(loader.epoch(np.random.default_rng(1)), 64):
+    for rows in islice(loader.rows(np.random.default_rng(1)), 64):
+        window = loader.look_up(rows)
         drawn = sample_latent(window["mu"], window["logsigma"])
-        windows.append((drawn[:-1], drawn[1:], window))
+        others = (window["actions"], window["rewards"], window["terminals"])
+        windows.append((drawn[:-1], drawn[1:], *others))
     steps = -(-transitions // (BATCH_SIZE * SEQ_LEN))
 
     def bare() -> int:
-        for z, next_z, window in islice(cycle(windows), steps):
-            train_on(bare_model, bare_optimizer, z, next_z, window)
+        for inputs in islice(cycle(windows), steps):
+            bare_step(*inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return steps * BATCH_SIZE * SEQ_LEN
@@ -66,7 +72,7 @@ def measure() -> list[Row]:
     encoder = inference_encoder(Encoder(), device, fast)
     frames = torch.from_numpy(read_episode(files[0].path).observations).to(device)
     anew_model, anew_optimizer = trainer()
-    _, _, window = windows[0]  # its actions and rewards go with the latents encoded anew
+    _, _, *others = windows[0]  # actions and rewards that go with the latents encoded anew
 
     def encode(rows: torch.Tensor) -> torch.Tensor:
         """Frames' numbers (T, N) -> z (T, N, 32)."""
@@ -76,15 +82,21 @@ def measure() -> list[Row]:
             z = sample_latent(mu, logsigma).view(*rows.shape, -1)
         return z.clone()  # outside of inference mode, so that training may use it
 
-    def train_anew(latents_of: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> int:
-        """Eight batches; `latents_of` makes z and the next z of the frames of N windows (33, N)."""
-        for _ in range(8):
-            starts = torch.randint(0, len(frames) - SEQ_LEN - 1, (BATCH_SIZE,), device=device)
-            rows = starts + torch.arange(SEQ_LEN + 1, device=device)[:, None]
-            train_on(anew_model, anew_optimizer, *latents_of(rows), window)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return 8 * BATCH_SIZE * SEQ_LEN
+    def training_anew(latents_of: Latents) -> Callable[[], int]:
+        """What trains on eight batches; `latents_of` encodes the frames of N windows (33, N)."""
+        step = recorded(
+            lambda rows: train_on(anew_model, anew_optimizer, *latents_of(rows), *others), device
+        )
+
+        def train_anew() -> int:
+            for _ in range(8):
+                starts = torch.randint(0, len(frames) - SEQ_LEN - 1, (BATCH_SIZE,), device=device)
+                step(starts + torch.arange(SEQ_LEN + 1, device=device)[:, None])
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return 8 * BATCH_SIZE * SEQ_LEN
+
+        return train_anew
 
     def apart(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As earlier implementations do: the frames, then the next ones, 31 of 32 a second time."""
@@ -99,8 +111,8 @@ def measure() -> list[Row]:
         {
             "ours": ours,
             "bare": bare,
-            "apart": lambda: train_anew(apart),
-            "once": lambda: train_anew(once),
+            "apart": training_anew(apart),
+            "once": training_anew(once),
         }
     )
     stage = f"MDN-RNN training, batch {BATCH_SIZE}"

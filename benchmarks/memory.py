@@ -17,9 +17,9 @@ from benchmarks.setting import CORES, experiment, folder, many_episodes
 from data.episodes import list_episodes, split_readable
 from data.loaders import FrameLoader
 from models.vae import VAE
-from trainvae import run_epoch
+from trainvae import make_optimizer, run_epoch
 from utils.cli import UserError
-from utils.learning import choose_device, fast_precision
+from utils.learning import choose_device, training_precision
 
 MIB = 2**20
 
@@ -67,9 +67,9 @@ class Sparse:
 def vae_epoch(rootdir: Path) -> None:
     """An epoch of V on a data set, held-out episodes included, with every hundredth batch."""
     device = choose_device("auto")
-    precision = fast_precision(device)
+    precision = training_precision(device)
     model = VAE().to(device)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    optimizer = make_optimizer(model)
     for files, how in zip(split_readable(list_episodes(rootdir)), (optimizer, None), strict=True):
         loader = FrameLoader(files, 32, device, shuffle=how is not None)
         run_epoch(model, Sparse(loader), np.random.default_rng(0), device, precision, "epoch", how)

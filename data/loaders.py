@@ -194,24 +194,30 @@ class WindowLoader:
         windows = np.concatenate(windows)
         return generator.permutation(windows) if self.shuffle else windows
 
-    def epoch(self, generator: np.random.Generator) -> Iterator[dict[str, Tensor]]:
-        """Batches of windows; the last one may be smaller.
+    def rows(self, generator: np.random.Generator) -> Iterator[Tensor]:
+        """An epoch's batches of windows as numbers of frames (seq_len + 1, B), for `look_up`.
 
-        Keys: `mu` and `logsigma` (seq_len + 1, B, 32) of all frames of a window, and of each
-        transition from frame t to t + 1 the `actions` (seq_len, B, 3), taken on frame t and
-        stored with t + 1, and the `rewards` and `terminals` (seq_len, B) of t + 1.
+        The last one may be smaller.
         """
         device = self.table.device
         starts = torch.from_numpy(self.starts(generator)).to(device)
         steps = torch.arange(self.seq_len + 1, device=device)[:, None]
         for begin in range(0, len(starts), self.batch_size):
-            rows = starts[None, begin : begin + self.batch_size] + steps
-            window = self.table.index_select(0, rows.flatten()).view(*rows.shape, -1)
-            mu, logsigma, actions, rewards, terminals = window.split(self.sizes, dim=-1)
-            yield {
-                "mu": mu,
-                "logsigma": logsigma,
-                "actions": actions[1:],
-                "rewards": rewards[1:, :, 0],
-                "terminals": terminals[1:, :, 0],
-            }
+            yield starts[None, begin : begin + self.batch_size] + steps
+
+    def look_up(self, rows: Tensor) -> dict[str, Tensor]:
+        """A batch of windows, given the numbers of its frames (seq_len + 1, B).
+
+        Keys: `mu` and `logsigma` (seq_len + 1, B, 32) of all frames of a window, and of each
+        transition from frame t to t + 1 the `actions` (seq_len, B, 3), taken on frame t and
+        stored with t + 1, and the `rewards` and `terminals` (seq_len, B) of t + 1.
+        """
+        window = self.table.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        mu, logsigma, actions, rewards, terminals = window.split(self.sizes, dim=-1)
+        return {
+            "mu": mu,
+            "logsigma": logsigma,
+            "actions": actions[1:],
+            "rewards": rewards[1:, :, 0],
+            "terminals": terminals[1:, :, 0],
+        }

@@ -7,6 +7,7 @@ import torch
 
 from envs.simulator import MAX_STEPS
 from models.agent import Agent
+from utils.graphs import recorded
 
 # (episodes (n,), frames (n, H, W, 3) uint8) -> actions (n, 3) float32
 Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -73,13 +74,35 @@ class AgentPolicy:
         self.agent = agent
         self.parameters = parameters.to(agent.device, torch.float32)
         self.h, self.c = agent.initial_state(len(parameters))
+        self.everyone: torch.Tensor | None = None  # on a GPU, all n frames, in pinned memory
+        self.recorded_turn = recorded(self._turn, agent.device)
 
     def __call__(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        rows = torch.from_numpy(ids).to(self.agent.device)
+        if self.agent.device.type == "cuda":
+            return self._on_gpu(ids, frames)
+        rows = torch.from_numpy(ids)
         seen = torch.from_numpy(np.ascontiguousarray(frames))
-        if self.agent.device.type == "cuda":  # pinned, so that the copy does not hold up the CPU
-            seen = seen.pin_memory()
-        seen = seen.to(self.agent.device, non_blocking=True)
         actions, h, c = self.agent.step(seen, self.parameters[rows], self.h[rows], self.c[rows])
         self.h[rows], self.c[rows] = h, c
-        return actions.cpu().numpy()
+        return actions.numpy()
+
+    def _on_gpu(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """All n episodes in every step, also those not under way, so that one recording serves."""
+        device, n = self.agent.device, len(self.parameters)
+        if self.everyone is None:  # pinned, so that the copy does not hold up the CPU
+            self.everyone = torch.zeros(n, *frames.shape[1:], dtype=torch.uint8, pin_memory=True)
+        self.everyone.numpy()[ids] = frames
+        underway = np.zeros((n, 1), bool)
+        underway[ids] = True
+        actions = self.recorded_turn(
+            self.everyone.to(device, non_blocking=True), torch.from_numpy(underway).to(device)
+        )
+        return actions.cpu().numpy()[ids]
+
+    @torch.no_grad()
+    def _turn(self, frames: torch.Tensor, underway: torch.Tensor) -> torch.Tensor:
+        """Frames (n, H, W, 3), underway (n, 1) bool -> actions (n, 3); h and c in place."""
+        actions, h, c = self.agent.step(frames, self.parameters, self.h, self.c)
+        self.h.copy_(torch.where(underway, h, self.h))
+        self.c.copy_(torch.where(underway, c, self.c))
+        return actions

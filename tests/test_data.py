@@ -224,7 +224,7 @@ def test_windows_pair_each_latent_with_the_next_action_reward_and_latent():
     episodes = [numbered_latents(50, 0), numbered_latents(9, 1000), numbered_latents(33, 2000)]
     loader = WindowLoader(episodes, 2, 8, CPU, shuffle=True)
     seen, windows, sizes = set(), 0, []
-    for batch in loader.epoch(np.random.default_rng(0)):
+    for batch in map(loader.look_up, loader.rows(np.random.default_rng(0))):
         frames = batch["mu"][..., 0]
         assert batch["mu"].shape == batch["logsigma"].shape == (9, frames.shape[1], 32)
         assert (frames[1:] == frames[:-1] + 1).all()  # a window is of one episode, without gaps
@@ -243,7 +243,8 @@ def test_windows_pair_each_latent_with_the_next_action_reward_and_latent():
 def test_unshuffled_windows_cover_every_transition_and_the_last_batch_counts():
     episodes = [numbered_latents(50, 0), numbered_latents(33, 2000)]
     loader = WindowLoader(episodes, 4, 8, CPU, shuffle=False)
-    batches = [b["mu"][:-1, :, 0] for b in loader.epoch(np.random.default_rng(0))]
+    rows = loader.rows(np.random.default_rng(0))
+    batches = [loader.look_up(r)["mu"][:-1, :, 0] for r in rows]
     assert [b.shape[1] for b in batches] == [4, 4, 3]
     seen = set(torch.cat([b.flatten() for b in batches]).tolist())
     assert seen == set(range(49)) | set(range(2000, 2032))

@@ -163,6 +163,10 @@ def resume_epochs(
         print(f"{path}: weights of epoch {epoch}, test loss {loss:.4f}; the optimizer starts anew")
         return epoch
     check_options(path, state["options"], options)
+    for stored_group, group in zip(
+        state["optimizer"]["param_groups"], optimizer.param_groups, strict=True
+    ):
+        stored_group["capturable"] = group["capturable"]  # is of the device, not of the training
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     stopping.load_state_dict(state["earlystopping"])

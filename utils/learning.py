@@ -50,11 +50,12 @@ def fast_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def recurrent_precision(device: torch.device) -> torch.dtype:
-    """The type in which M is trained: float32 on a GPU, `fast_precision` elsewhere.
+def training_precision(device: torch.device) -> torch.dtype:
+    """The type in which V and M are trained: float32 on a GPU, `fast_precision` elsewhere.
 
-    Under autocast, cuDNN's LSTM computes in float16 whatever type was asked for, and M's small
-    gradients vanish in it. Its float32 is TF32 where the GPU has that.
+    On a GPU a small batch's conversions to bfloat16 and back take more of V's step than they
+    save; and under autocast, cuDNN's LSTM computes in float16 whatever type was asked for, in
+    which M's small gradients vanish. Convolutions and the LSTM use TF32 where the GPU has it.
     """
     return torch.float32 if device.type == "cuda" else fast_precision(device)
 
