@@ -7,12 +7,12 @@ Writes `logdir/vae/best.tar` and `checkpoint.tar` after each epoch, and two pict
 """
 
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from data.episodes import list_episodes, split_readable
@@ -131,12 +131,17 @@ def run_epoch(
 
 
 @torch.no_grad()
-def pictures(model: VAE, originals: Tensor) -> tuple[Tensor, Tensor]:
+def write_pictures(
+    model: VAE, originals: Tensor, samples: Path, epoch: int, writer: SummaryWriter
+) -> None:
     """A grid of 64 frames decoded from the prior, and one of originals over reconstructions.
 
     originals (N, 64, 64, 3) uint8; rows of 8 originals each have their reconstructions
-    in the row below.
+    in the row below. They go to the folder `samples` and to TensorBoard.
     """
+    # Not at the top: it takes as long as torch, and a mistake in an option should be told at once.
+    from torchvision.utils import make_grid, save_image
+
     model.eval()
     device = next(model.parameters()).device
     from_prior = model.decoder(torch.randn(64, LATENT_SIZE, device=device))
@@ -145,7 +150,14 @@ def pictures(model: VAE, originals: Tensor) -> tuple[Tensor, Tensor]:
     rows = [
         pair for a, b in zip(x.split(8), reconstructions.split(8), strict=True) for pair in (a, b)
     ]
-    return make_grid(from_prior, nrow=8).cpu(), make_grid(torch.cat(rows), nrow=8).cpu()
+    samples.mkdir(exist_ok=True)
+    for name, title, frames in (
+        ("sample", "prior", from_prior),
+        ("reconstruction", "originals over reconstructions", torch.cat(rows)),
+    ):
+        grid = make_grid(frames, nrow=8).cpu()
+        save_image(grid, samples / f"{name}_{epoch}.png")
+        writer.add_image(title, grid, epoch)
 
 
 def train(args: Namespace) -> None:
@@ -206,13 +218,7 @@ def train(args: Namespace) -> None:
             writer.add_scalar(f"{name}/test", test[name], epoch)
         writer.add_scalar("learning_rate", rate, epoch)
         if originals is not None:
-            prior, compared = pictures(model, originals)
-            samples = folder / "samples"
-            samples.mkdir(exist_ok=True)
-            save_image(prior, samples / f"sample_{epoch}.png")
-            save_image(compared, samples / f"reconstruction_{epoch}.png")
-            writer.add_image("prior", prior, epoch)
-            writer.add_image("originals over reconstructions", compared, epoch)
+            write_pictures(model, originals, folder / "samples", epoch, writer)
         writer.flush()
     else:
         print(f"{folder}: {max(done, args.epochs)} epochs done, best test loss {stopping.best:.2f}")

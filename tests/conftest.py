@@ -1,5 +1,6 @@
 """Fixtures: small data sets and experiments, made once a session."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,27 @@ def run_script(script: str, *arguments: object, cwd: Path, env=None, timeout=300
         text=True,
         timeout=timeout,
     )
+
+
+@pytest.fixture
+def run_here(monkeypatch, capfd):
+    """What runs a script as `run_script` does, but in this process, which spares its imports.
+
+    Not for what starts workers, or is to be killed.
+    """
+
+    def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        return subprocess.CompletedProcess(sys.argv, code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -82,8 +82,8 @@ def test_readme_commands_end_to_end(tmp_path):
     )
 
 
-def generate(tmp_path, *arguments, rootdir="data"):
-    return run_script("data/generation_script.py", "--rootdir", rootdir, *arguments, cwd=tmp_path)
+def generate(tmp_path, *arguments, rootdir="data", run=run_script):
+    return run("data/generation_script.py", "--rootdir", rootdir, *arguments, cwd=tmp_path)
 
 
 def test_generation_is_exact_and_reproducible_whatever_the_threads(tmp_path):
@@ -110,7 +110,7 @@ def test_generation_is_exact_and_reproducible_whatever_the_threads(tmp_path):
     assert steps.mean() == pytest.approx(2 / 3, abs=0.1)
 
 
-def test_generation_makes_only_what_is_missing_and_refuses_contradictions(tmp_path):
+def test_generation_makes_only_what_is_missing_and_refuses_contradictions(run_here, tmp_path):
     pytest.importorskip("envpool")
     generate(tmp_path, "--rollouts", 1, "--threads", 1).check_returncode()
     first = tmp_path / "data" / "thread_0" / "rollout_0.npz"
@@ -120,9 +120,9 @@ def test_generation_makes_only_what_is_missing_and_refuses_contradictions(tmp_pa
     assert "1 episodes there, 1 of 2 to make" in done.stdout
     assert first.stat().st_mtime_ns == time_before
     assert len(list_episodes(tmp_path / "data")) == 2
-    assert "0 of 2 to make" in generate(tmp_path, "--rollouts", 2).stdout
+    assert "0 of 2 to make" in generate(tmp_path, "--rollouts", 2, run=run_here).stdout
     for option, value in (("--policy", "white"), ("--seed", "1"), ("--simulator", "gymnasium")):
-        refused = generate(tmp_path, "--rollouts", 2, option, value)
+        refused = generate(tmp_path, "--rollouts", 2, option, value, run=run_here)
         assert refused.returncode == 2 and f"{option} {value}" in refused.stderr
         assert len(refused.stderr.strip().splitlines()) == 1
     assert first.read_bytes() == before
@@ -147,10 +147,10 @@ def test_killed_generation_leaves_no_half_written_episode(tmp_path):
     assert len(list(tmp_path.glob("data/thread_*/*.npz"))) == count, "workers outlived their parent"
 
 
-def test_training_continues_from_the_latest_epoch(tmp_path):
+def test_training_continues_from_the_latest_epoch(run_here, tmp_path):
     data = write_dataset(tmp_path / "data", [40, 40, 40])
     options = ["--rootdir", data, "--logdir", "exp", "--device", "cpu", "--batch-size", 16]
-    run = lambda *more: run_script("trainvae.py", *options, *more, cwd=tmp_path)  # noqa: E731
+    run = lambda *more: run_here("trainvae.py", *options, *more, cwd=tmp_path)  # noqa: E731
     run("--epochs", 1).check_returncode()
     second = run("--epochs", 2)
     assert "continuing after epoch 1" in second.stdout and "epoch 2:" in second.stdout
@@ -162,13 +162,13 @@ def test_training_continues_from_the_latest_epoch(tmp_path):
     assert "kept as" in afresh.stdout and len(list((tmp_path / "exp").glob("vae-*"))) == 1
 
 
-def test_the_learning_rate_falls_once_and_stays_low(tmp_path):
+def test_the_learning_rate_falls_once_and_stays_low(run_here, tmp_path):
     """At the given epoch, also where a resumed training begins with it or goes on after it."""
     data = write_dataset(tmp_path / "data", [40, 40, 40])
     options = ["--rootdir", data, "--logdir", "exp", "--device", "cpu", "--nosamples"]
     options += ["--learning-rate", 0.0005, "--low-rate-from", 2]
     for epochs, rate in ((1, 0.0005), (2, 0.0001), (4, 0.0001)):
-        done = run_script("trainvae.py", *options, "--epochs", epochs, cwd=tmp_path)
+        done = run_here("trainvae.py", *options, "--epochs", epochs, cwd=tmp_path)
         assert done.returncode == 0 and f"learning rate {rate:g}" in done.stdout
         (group,) = load_checkpoint(tmp_path / "exp/vae/checkpoint.tar")["optimizer"]["param_groups"]
         assert group["lr"] == pytest.approx(rate)
@@ -176,40 +176,38 @@ def test_the_learning_rate_falls_once_and_stays_low(tmp_path):
     model = load_checkpoint(tmp_path / "exp/vae/best.tar")["state_dict"]
     (tmp_path / "foreign/vae").mkdir(parents=True)
     torch.save({"epoch": 7, "state_dict": model}, tmp_path / "foreign/vae/best.tar")
-    foreign = run_script(
-        "trainvae.py", *options, "--epochs", 8, "--logdir", "foreign", cwd=tmp_path
-    )
+    foreign = run_here("trainvae.py", *options, "--epochs", 8, "--logdir", "foreign", cwd=tmp_path)
     assert foreign.returncode == 0 and "learning rate 0.0001" in foreign.stdout
-    other = run_script("trainvae.py", *options, "--epochs", 5, "--low-rate-from", 5, cwd=tmp_path)
+    other = run_here("trainvae.py", *options, "--epochs", 5, "--low-rate-from", 5, cwd=tmp_path)
     assert other.returncode == 2 and "--low-rate-from 5" in other.stderr
 
 
-def test_two_episodes_are_enough_and_one_is_not(tmp_path):
+def test_two_episodes_are_enough_and_one_is_not(run_here, tmp_path):
     data = write_dataset(tmp_path / "data", [40, 40])
     options = ["--rootdir", data, "--logdir", "exp", "--epochs", 1, "--nosamples"]
-    run_script("trainvae.py", *options, cwd=tmp_path).check_returncode()
-    mdrnn = run_script("trainmdrnn.py", *options[:-1], "--include_reward", cwd=tmp_path)
+    run_here("trainvae.py", *options, cwd=tmp_path).check_returncode()
+    mdrnn = run_here("trainmdrnn.py", *options[:-1], "--include_reward", cwd=tmp_path)
     assert mdrnn.returncode == 0 and re.search(r"bce [\d.]+, mse [\d.]+\)", mdrnn.stdout)
-    without = run_script("trainmdrnn.py", *options[:-1], cwd=tmp_path)
+    without = run_here("trainmdrnn.py", *options[:-1], cwd=tmp_path)
     assert without.returncode == 2 and "include_reward" in without.stderr
     shutil.rmtree(data / "thread_1")
-    done = run_script("trainvae.py", *options, "--noreload", cwd=tmp_path)
+    done = run_here("trainvae.py", *options, "--noreload", cwd=tmp_path)
     assert done.returncode == 2 and "at least two" in done.stderr
 
 
-def test_foreign_checkpoints_load_in_every_script(experiment, tmp_path):
+def test_foreign_checkpoints_load_in_every_script(experiment, run_here, tmp_path):
     """Checkpoints with the public tensor names, made by another program."""
     data = write_dataset(tmp_path / "data", [40, 40])
     before = load_checkpoint(experiment / "vae/best.tar")
     common = ["--logdir", experiment, "--device", "cpu"]
-    vae = run_script("trainvae.py", *common, "--rootdir", data, "--epochs", 8, cwd=tmp_path)
+    vae = run_here("trainvae.py", *common, "--rootdir", data, "--epochs", 8, cwd=tmp_path)
     assert vae.returncode == 0 and "weights of epoch 7, test loss 35.5" in vae.stdout
     # One epoch on random frames is worse than 35.5: the best model stays.
     after = load_checkpoint(experiment / "vae/best.tar")
     assert after["epoch"] == 7 and torch.equal(
         before["state_dict"]["decoder.fc1.weight"], after["state_dict"]["decoder.fc1.weight"]
     )
-    rnn = run_script("trainmdrnn.py", *common, "--rootdir", data, "--epochs", 8, cwd=tmp_path)
+    rnn = run_here("trainmdrnn.py", *common, "--rootdir", data, "--epochs", 8, cwd=tmp_path)
     assert rnn.returncode == 0 and "weights of epoch 7" in rnn.stdout
     controller = run_script(
         "traincontroller.py", *common, *TINY["traincontroller.py"], cwd=tmp_path
@@ -228,27 +226,27 @@ def test_foreign_checkpoints_load_in_every_script(experiment, tmp_path):
         ("test_controller.py", "trainvae.py"),
     ],
 )
-def test_a_missing_stage_names_its_command(script, command, tmp_path):
-    done = run_script(script, "--logdir", "exp", cwd=tmp_path)
+def test_a_missing_stage_names_its_command(run_here, script, command, tmp_path):
+    done = run_here(script, "--logdir", "exp", cwd=tmp_path)
     assert done.returncode == 2
     assert f"run `python {command} --logdir exp` first" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_trained_controller_drives_for_a_second_round_of_data(experiment, tmp_path):
+def test_the_trained_controller_drives_for_a_second_round_of_data(experiment, run_here, tmp_path):
     pytest.importorskip("envpool")
     drive = ["--policy", "controller", "--logdir", experiment, "--rollouts", 2, "--threads", 1]
-    refused = generate(tmp_path, *drive[:2])
+    refused = generate(tmp_path, *drive[:2], run=run_here)
     assert refused.returncode == 2 and "--logdir" in refused.stderr
     generate(tmp_path, *drive, "--noise", 0).check_returncode()
     assert len(list_episodes(tmp_path / "data")) == 2
-    varied = generate(tmp_path, *drive, "--noise", 0.1)
+    varied = generate(tmp_path, *drive, "--noise", 0.1, run=run_here)
     assert varied.returncode == 2 and "--noise 0.1" in varied.stderr
-    another = generate(tmp_path, *drive[:2], "--rollouts", 2, "--policy", "brown")
+    another = generate(tmp_path, *drive[:2], "--rollouts", 2, "--policy", "brown", run=run_here)
     assert another.returncode == 2 and "--policy brown" in another.stderr
 
 
-def test_patience_ends_an_episode_of_the_data_where_the_tiles_end(tmp_path):
+def test_patience_ends_an_episode_of_the_data_where_the_tiles_end(run_here, tmp_path):
     pytest.importorskip("envpool")
     make = ["--rollouts", 2, "--threads", 1, "--seed", 3]
     generate(tmp_path, *make, rootdir="whole").check_returncode()
@@ -260,14 +258,14 @@ def test_patience_ends_an_episode_of_the_data_where_the_tiles_end(tmp_path):
         assert len(ended.rewards) == tiles[gap] + 1 + 30 < len(whole.rewards)
         for part, all_of_it in zip(ended, whole, strict=True):
             np.testing.assert_array_equal(part, all_of_it[: len(part)])
-    refused = generate(tmp_path, *make)
+    refused = generate(tmp_path, *make, run=run_here)
     assert refused.returncode == 2 and "made with --patience 30" in refused.stderr
     note = tmp_path / "whole" / "generation.json"  # as it was before there was a --patience
     note.write_text(
         json.dumps({k: v for k, v in json.loads(note.read_text()).items() if k != "patience"})
     )
-    assert generate(tmp_path, *make, rootdir="whole").returncode == 0
-    assert generate(tmp_path, *make, "--patience", 9, rootdir="whole").returncode == 2
+    assert generate(tmp_path, *make, rootdir="whole", run=run_here).returncode == 0
+    assert generate(tmp_path, *make, "--patience", 9, rootdir="whole", run=run_here).returncode == 2
 
 
 def test_a_controller_that_acts_nan_makes_no_data_and_it_is_said(experiment, tmp_path):
@@ -279,19 +277,19 @@ def test_a_controller_that_acts_nan_makes_no_data_and_it_is_said(experiment, tmp
     assert done.returncode == 2 and "2 of 2 episodes ended in actions" in done.stderr
 
 
-def test_m_of_another_vae_is_refused_before_anything_is_encoded(experiment, tmp_path):
+def test_m_of_another_vae_is_refused_before_anything_is_encoded(run_here, experiment, tmp_path):
     data = write_dataset(tmp_path / "data", [40, 40])
     shutil.rmtree(experiment / "mdrnn")
     command = ["trainmdrnn.py", "--logdir", experiment, "--rootdir", data, "--epochs", 1]
-    run_script(*command, cwd=tmp_path).check_returncode()
+    run_here(*command, cwd=tmp_path).check_returncode()
     (latents,) = (experiment / "latents").iterdir()
     state = load_checkpoint(experiment / "vae/best.tar")
     state["state_dict"]["encoder.fc_mu.bias"] += 1
     save_checkpoint(experiment / "vae/best.tar", state)
-    done = run_script(*command, cwd=tmp_path)
+    done = run_here(*command, cwd=tmp_path)
     assert done.returncode == 2 and "the VAE is not the one" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and latents.is_dir()
-    assert run_script(*command, "--noreload", cwd=tmp_path).returncode == 0
+    assert run_here(*command, "--noreload", cwd=tmp_path).returncode == 0
     assert not latents.exists()
 
 
@@ -369,7 +367,7 @@ def test_a_controller_of_z_alone_is_trained_resumed_and_driven(experiment, tmp_p
     assert best["reward"] == pytest.approx(returns.mean(), abs=5)
 
 
-def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, tmp_path):
+def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, run_here, tmp_path):
     """The last generations' tracks and the kept return are Gymnasium's, and stay so."""
     pytest.importorskip("envpool")
     shutil.rmtree(experiment / "ctrl")
@@ -379,7 +377,7 @@ def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, tmp_path):
     assert first.returncode == 0
     assert load_checkpoint(experiment / "ctrl/best.tar")["about"]["simulator"] == "envpool"
     # What was driven on EnvPool cannot be told to have been Gymnasium's.
-    late = run_script(*command, "--gymnasium-from", 1, cwd=tmp_path)
+    late = run_here(*command, "--gymnasium-from", 1, cwd=tmp_path)
     assert late.returncode == 2 and "has 1 generations on envpool; use 2 or more" in late.stderr
     # A target that every controller reaches on either simulator must not end it before Gymnasium.
     switch = ("--gymnasium-from", 3, "--eval-every", 1, "--target-return", -500)
@@ -406,7 +404,7 @@ def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, tmp_path):
     returns, _ = play(make_simulator("gymnasium", track_seeds("evaluate", 1)), 1, 1, policy)
     assert len(evaluation) == 1 and best["reward"] == pytest.approx(returns.mean(), abs=5)
 
-    refused = run_script(*command, "--gymnasium-from", 2, cwd=tmp_path)
+    refused = run_here(*command, "--gymnasium-from", 2, cwd=tmp_path)
     assert refused.returncode == 2 and "--gymnasium-from 3" in refused.stderr
 
 
@@ -470,7 +468,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_the_last_generation(experiment, tmp_path)
     assert state["generation"] >= 1
 
 
-def test_contradictory_view_options_are_refused(experiment, tmp_path):
+def test_contradictory_view_options_are_refused(run_here, experiment, tmp_path):
     for options, word in (
         (["--video", "a.mp4", "--no-render"], "--no-render"),
         (["--video", "a.avi"], ".mp4 or .gif"),
@@ -478,12 +476,12 @@ def test_contradictory_view_options_are_refused(experiment, tmp_path):
         (["--device", "cuda:99"], "cuda:99"),
         (["--episodes", "0"], "at least 1"),
     ):
-        done = run_script("test_controller.py", "--logdir", experiment, *options, cwd=tmp_path)
+        done = run_here("test_controller.py", "--logdir", experiment, *options, cwd=tmp_path)
         assert done.returncode == 2 and word in done.stderr, options
         assert "Traceback" not in done.stderr
 
 
-def test_comparing_controllers_pairs_their_tracks(tmp_path):
+def test_comparing_controllers_pairs_their_tracks(run_here, tmp_path):
     """Differences 10, 20, 30 on tracks 2 to 4: mean 20, deviation 10, error 10 / sqrt(3)."""
 
     def write(name, returns, tracks="envpool, seed 0"):
@@ -492,7 +490,7 @@ def test_comparing_controllers_pairs_their_tracks(tmp_path):
         (tmp_path / name).write_text("\n".join(["view: none", *lines, end, ""]))
 
     def compare():
-        return run_script("scripts/compare.py", "a.txt", "b.txt", cwd=tmp_path)
+        return run_here("scripts/compare.py", "a.txt", "b.txt", cwd=tmp_path)
 
     write("a.txt", {k: 100.0 * k for k in (1, 2, 3, 4)})
     write("b.txt", {k: 100.0 * k + 10 * (k - 1) for k in (2, 3, 4, 5)})
@@ -547,16 +545,16 @@ def test_the_probe_reads_the_simulator():
     simulator.close()
 
 
-def test_the_probe_needs_a_v_and_enough_episodes(experiment, tmp_path):
-    few = run_script("scripts/probe.py", "--logdir", experiment, "--episodes", 3, cwd=ROOT)
+def test_the_probe_needs_a_v_and_enough_episodes(run_here, experiment, tmp_path):
+    few = run_here("scripts/probe.py", "--logdir", experiment, "--episodes", 3, cwd=ROOT)
     assert few.returncode == 2 and "--episodes 3: at least 4" in few.stderr
-    missing = run_script("scripts/probe.py", "--logdir", tmp_path, cwd=ROOT)
+    missing = run_here("scripts/probe.py", "--logdir", tmp_path, cwd=ROOT)
     assert missing.returncode == 2 and "trainvae.py" in missing.stderr
     assert "Traceback" not in few.stderr + missing.stderr
 
 
-def test_an_exported_logdir_drives_and_holds_weights_alone(experiment, tmp_path):
-    done = run_script("scripts/export.py", "--logdir", experiment, "--to", "given", cwd=tmp_path)
+def test_an_exported_logdir_drives_and_holds_weights_alone(run_here, experiment, tmp_path):
+    done = run_here("scripts/export.py", "--logdir", experiment, "--to", "given", cwd=tmp_path)
     assert done.returncode == 0
     for stage in ("vae", "mdrnn", "ctrl"):
         before, after = (
@@ -568,20 +566,20 @@ def test_an_exported_logdir_drives_and_holds_weights_alone(experiment, tmp_path)
             assert torch.equal(tensor, after["state_dict"][name])
     load_agent(tmp_path / "given", CPU, torch.float32)
     (experiment / "ctrl/best.tar").unlink()
-    done = run_script("scripts/export.py", "--logdir", experiment, "--to", "none", cwd=tmp_path)
+    done = run_here("scripts/export.py", "--logdir", experiment, "--to", "none", cwd=tmp_path)
     assert done.returncode == 2 and "run `python traincontroller.py" in done.stderr
     assert not (tmp_path / "none").exists()
 
 
-def test_learning_curve_needs_a_history_and_draws_it(tmp_path):
+def test_learning_curve_needs_a_history_and_draws_it(run_here, tmp_path):
     def draw():
         command = ["scripts/learning_curve.py", "--logdir", "exp", "--to", "docs/curve.png"]
-        return run_script(*command, cwd=tmp_path)
+        return run_here(*command, cwd=tmp_path)
 
     state = {"history": [], "evaluations": []}
     save_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar", {"state": state})
     assert draw().returncode == 2 and "has no history" in draw().stderr
-    wrong = run_script(
+    wrong = run_here(
         "scripts/learning_curve.py", "--logdir", "exp", "--to", "curve.foo", cwd=tmp_path
     )
     assert wrong.returncode == 2 and ".png, .svg or .pdf" in wrong.stderr
@@ -600,7 +598,7 @@ def test_learning_curve_needs_a_history_and_draws_it(tmp_path):
     assert not np.array_equal(pictures[0], pictures[1])
 
 
-def test_ablation_table_adds_the_finished_runs(tmp_path):
+def test_ablation_table_adds_the_finished_runs(run_here, tmp_path):
     """Runs of two machines come together in one file; a run without a score is left out."""
 
     def run(machine, name, steps, returns, tracks="envpool, seed 1"):
@@ -614,7 +612,7 @@ def test_ablation_table_adds_the_finished_runs(tmp_path):
             (folder / "test.txt").write_text("\n".join([*lines, end, ""]))
 
     def table(machine):
-        return run_script(
+        return run_here(
             *("scripts/ablation_table.py", "--logdir", machine, "--results", "all.json"),
             cwd=tmp_path,
         )

@@ -5,10 +5,6 @@ import warnings
 import numpy as np
 import torch
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of cma, about packages for plots
-    import cma
-
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -20,6 +16,11 @@ class Evolution:
     """
 
     def __init__(self, size: int, sigma: float, population: int, seed: int, diagonal: bool = False):
+        # Not at the top, because the workers import that too, with their script, and need no cma.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of cma, about packages for plots
+            import cma
+
         self.seed = seed
         self._generator = np.random.default_rng(seed)
         self._es = cma.CMAEvolutionStrategy(
