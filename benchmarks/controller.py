@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -13,7 +14,7 @@ from benchmarks.measure import Row, fastest, medians, rate_in_processes, row
 from benchmarks.setting import CORES, experiment, simulator
 from envs.parallel import load_agent, run_rollouts, start_workers
 from envs.rollouts import AgentPolicy
-from envs.simulator import MAX_STEPS, GymnasiumSimulator
+from envs.simulator import MAX_STEPS
 from envs.tracks import track_seeds
 from models.controller import PARAMETERS
 from utils.graphs import WARM_UP
@@ -32,17 +33,16 @@ def one_at_a_time(index: int, clock, logdir) -> int:
     torch.set_num_threads(1)
     device = choose_device("auto")
     agent = load_agent(logdir, device, fast_precision(device))
-    environments = GymnasiumSimulator([index])
-    ids = np.array([0])
-    frames = environments.reset(ids)
+    env = gym.make("CarRacing-v3")
+    frame, _ = env.reset(seed=index)
     h, c = agent.initial_state(1)
     controller = torch.from_numpy(parameters(1)).to(device)
     clock()
     for _ in range(MAX_STEPS):
-        actions, h, c = agent.step(torch.from_numpy(frames).to(device), controller, h, c)
-        frames, _, terminated, truncated = environments.step(ids, actions.cpu().numpy())
-        if terminated[0] or truncated[0]:
-            frames = environments.reset(ids)
+        actions, h, c = agent.step(torch.from_numpy(frame[None]).to(device), controller, h, c)
+        frame, _, terminated, truncated, _ = env.step(actions[0].cpu().numpy())
+        if terminated or truncated:
+            frame, _ = env.reset()
     return MAX_STEPS
 
 

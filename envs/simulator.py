@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import warnings
+from copy import copy
 
 import numpy as np
 
@@ -86,7 +87,8 @@ def _in_order(ids: np.ndarray, received: np.ndarray, *arrays: np.ndarray) -> tup
 class GymnasiumSimulator:
     """The same interface over Gymnasium's CarRacing-v3, one environment after the other.
 
-    With `render_mode` ("human" or "rgb_array") the episodes can be viewed.
+    Its frames are drawn by envs.carracing, pixel for pixel the same. With `render_mode`
+    ("human" or "rgb_array") the episodes can be viewed.
     """
 
     def __init__(self, seeds: list[int], render_mode: str | None = None):
@@ -98,8 +100,6 @@ class GymnasiumSimulator:
 
     def reset(self, ids: np.ndarray) -> np.ndarray:
         """See EnvPoolSimulator.reset."""
-        import gymnasium as gym
-
         frames = []
         for i in ids.tolist():
             if self._ended:
@@ -107,14 +107,23 @@ class GymnasiumSimulator:
             else:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of pygame, about its own imports
-                    self._envs[i] = gym.make(
-                        "CarRacing-v3",
-                        render_mode=self._render_mode,
-                        max_episode_steps=MAX_STEPS,
-                        disable_env_checker=True,
-                    )
+                    self._envs[i] = self._make()
             frames.append(self._envs[i].reset(seed=self._seeds[i])[0])
         return np.stack(frames)
+
+    def _make(self):
+        import gymnasium as gym
+
+        from envs.carracing import SwiftCarRacing
+
+        spec = copy(gym.spec("CarRacing-v3"))
+        spec.entry_point = SwiftCarRacing
+        return gym.make(
+            spec,
+            render_mode=self._render_mode,
+            max_episode_steps=MAX_STEPS,
+            disable_env_checker=True,
+        )
 
     def step(
         self, ids: np.ndarray, actions: np.ndarray

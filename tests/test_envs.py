@@ -74,17 +74,29 @@ def test_only_the_named_episodes_move_and_answers_keep_their_order(simulator_nam
 
 
 def test_gymnasium_episodes_are_those_of_gymnasium():
+    """Every pixel, from the first zoom to the edge of the field, on one track and the next."""
     import gymnasium as gym
 
-    environments = GymnasiumSimulator([5])
-    env = gym.make("CarRacing-v3")
-    frame, _ = env.reset(seed=5)
-    np.testing.assert_array_equal(environments.reset(np.array([0]))[0], frame)
-    for action in actions_for(1, 40, 1):
-        frame, reward, _, _, _ = env.step(action[0])
-        frames, rewards, _, _ = environments.step(np.array([0]), action)
-        np.testing.assert_array_equal(frames[0], frame)
-        assert rewards[0] == pytest.approx(reward, abs=1e-5)
+    seeds = (5, 6)
+    environments = GymnasiumSimulator(seeds, "rgb_array")
+    env = gym.make("CarRacing-v3", render_mode="rgb_array")
+    ahead = np.tile(np.array([[0.0, 1.0, 0.0]], np.float32), (200, 1))
+    bends = ahead[:150].copy()
+    bends[60:90] = (0.3, 0.1, 0.0)
+    bends[100:115] = (-1.0, 0.0, 0.9)
+    for episode, actions in enumerate((bends, ahead)):
+        ids = np.array([episode])
+        frame, _ = env.reset(seed=seeds[episode])
+        np.testing.assert_array_equal(environments.reset(ids)[0], frame)
+        for action in actions:
+            frame, reward, terminated, _, _ = env.step(action)
+            frames, rewards, ended, _ = environments.step(ids, action[None])
+            np.testing.assert_array_equal(frames[0], frame)
+            assert rewards[0] == pytest.approx(reward, abs=1e-5) and ended[0] == terminated
+            if terminated:
+                break
+        np.testing.assert_array_equal(environments.picture(episode), env.render())
+    assert terminated, "the car never came to the edge of the field"
     env.close()
     environments.close()
 
