@@ -26,7 +26,7 @@ def choose_simulator(name: str) -> str:
     if name != "auto":
         return name
     if installed:
-        print("simulator: envpool (installed; about ten times as fast as gymnasium)")
+        print("simulator: envpool (installed; about four times as fast as gymnasium)")
         return "envpool"
     print("simulator: gymnasium (EnvPool is not installed)")
     return "gymnasium"
