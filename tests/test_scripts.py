@@ -34,7 +34,7 @@ from utils.learning import fast_precision
 CPU = torch.device("cpu")
 
 TINY = {
-    "data/generation_script.py": ["--rollouts", "3", "--threads", "2"],
+    "data/generation_script.py": ["--rollouts", "3", "--threads", "2", "--patience", "60"],
     "trainvae.py": ["--epochs", "1", "--batch-size", "64"],
     "trainmdrnn.py": ["--epochs", "1"],
     "traincontroller.py": [
