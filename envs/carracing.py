@@ -18,6 +18,7 @@ from gymnasium.envs.box2d.car_racing import (
 FIELD = PLAYFIELD * np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]])
 _SQUARES = np.stack(np.meshgrid(*[np.arange(-20, 20, 2)] * 2, indexing="ij"), axis=-1)
 GRASS = GRASS_DIM * (_SQUARES.reshape(-1, 1, 2) + np.array([[1, 0], [0, 0], [0, 1], [1, 1]]))
+GRASS_POLYGONS = GRASS.tolist()
 MARGIN = 4  # pixels around the window, for the rounding of what is drawn
 
 
@@ -30,6 +31,9 @@ class SwiftCarRacing(CarRacing):
     methods draw. Only the frames of `step` are made like this, not what a spectator sees.
     """
 
+    # One for all environments of a process, which draw one after the other: it has 3 MB.
+    _canvas = pygame.Surface((WINDOW_W, WINDOW_H))
+
     def _create_track(self) -> bool:
         """A new track (in every reset), with the places of all that can be in sight."""
         created = super()._create_track()
@@ -37,12 +41,11 @@ class SwiftCarRacing(CarRacing):
             road = [np.array([corner[:2] for corner in corners]) for corners, _ in self.road_poly]
             # A tile's color is an array that changes when the car first drives on it.
             colors = [color for _, color in self.road_poly]
-            self._polygons = [corners.tolist() for corners in (*GRASS, *road)]
+            self._polygons = GRASS_POLYGONS + [corners.tolist() for corners in road]
             self._colors = [self.grass_color] * len(GRASS) + colors
             corners = np.array([*GRASS, *road])
             self._centers = corners.mean(axis=1)
             self._radii = np.linalg.norm(corners - self._centers[:, None], axis=2).max(axis=1)
-            self._canvas = pygame.Surface((WINDOW_W, WINDOW_H))
             pygame.font.init()
             self._font = pygame.font.Font(pygame.font.get_default_font(), 42)
         return created
@@ -66,7 +69,9 @@ class SwiftCarRacing(CarRacing):
         rectangle = score.get_rect()
         rectangle.center = (60, WINDOW_H - WINDOW_H * 2.5 / 40.0)
         self.surf.blit(score, rectangle)
-        return self._create_image_array(self.surf, (STATE_W, STATE_H))
+        frame = self._create_image_array(self.surf, (STATE_W, STATE_H))
+        self.surf = self._canvas  # instead of 3 MB that each environment would keep
+        return frame
 
     def _render_road(self, zoom: float, place: tuple[float, float], angle: float) -> None:
         """The field, the grass and the road, on a canvas that may have an earlier frame on it.

@@ -1,9 +1,11 @@
 """The one rollout loop: in data generation, in training and in testing."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from envs.simulator import MAX_STEPS
 from models.agent import Agent
@@ -69,13 +71,16 @@ def play(
 class AgentPolicy:
     """An Agent at the wheel of n episodes, each with its own controller and hidden state."""
 
-    def __init__(self, agent: Agent, parameters: torch.Tensor):
+    def __init__(self, agent: Agent, parameters: Tensor):
         """parameters (n, P): the controller of each episode."""
         self.agent = agent
         self.parameters = parameters.to(agent.device, torch.float32)
         self.h, self.c = agent.initial_state(len(parameters))
-        self.everyone: torch.Tensor | None = None  # on a GPU, all n frames, in pinned memory
-        self.recorded_turn = recorded(self._turn, agent.device)
+        self.everyone: Tensor | None = None  # on a GPU, all n frames, in pinned memory
+        # Not a method of this object: it would keep itself, and the GPU's memory, until a garbage
+        # collection.
+        turn = partial(turn_in_place, agent, self.parameters, self.h, self.c)
+        self.recorded_turn = recorded(turn, agent.device)
 
     def __call__(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
         if self.agent.device.type == "cuda":
@@ -99,10 +104,16 @@ class AgentPolicy:
         )
         return actions.cpu().numpy()[ids]
 
-    @torch.no_grad()
-    def _turn(self, frames: torch.Tensor, underway: torch.Tensor) -> torch.Tensor:
-        """Frames (n, H, W, 3), underway (n, 1) bool -> actions (n, 3); h and c in place."""
-        actions, h, c = self.agent.step(frames, self.parameters, self.h, self.c)
-        self.h.copy_(torch.where(underway, h, self.h))
-        self.c.copy_(torch.where(underway, c, self.c))
-        return actions
+
+@torch.no_grad()
+def turn_in_place(
+    agent: Agent, parameters: Tensor, h: Tensor, c: Tensor, frames: Tensor, underway: Tensor
+) -> Tensor:
+    """One turn of the loop for the episodes that are `underway` (n, 1), the others' state stays.
+
+    Frames (n, H, W, 3) and controllers (n, P) -> actions (n, 3); h and c (n, 256) in place.
+    """
+    actions, new_h, new_c = agent.step(frames, parameters, h, c)
+    h.copy_(torch.where(underway, new_h, h))
+    c.copy_(torch.where(underway, new_c, c))
+    return actions

@@ -1,6 +1,8 @@
 """What a GPU does again and again, recorded once as a CUDA graph and replayed."""
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +16,12 @@ WARM_UP = 3
 def recorded(step: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """`step` as it is on the CPU; on a GPU, `step` as a RecordedStep."""
     return RecordedStep(step, device) if device.type == "cuda" else step
+
+
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all recordings on a GPU: cuBLAS keeps memory for each stream that it sees."""
+    return torch.cuda.Stream(device)
 
 
 class RecordedStep:
@@ -34,14 +42,16 @@ class RecordedStep:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: list[Tensor] = []
         self.outputs: Any = None
-        self.side = torch.cuda.Stream(device)
+        self.side = side_stream(device)
 
     def __call__(self, *inputs: Tensor) -> Any:
         if self.graph is None and self.calls < WARM_UP:
             self.calls += 1
             # On another stream, as the recording is: autograd remembers its leaves' stream.
             self.side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(self.side):
+            with torch.cuda.stream(self.side), warnings.catch_warnings():
+                # An optimizer that is to be recorded warns that it is not: it will be.
+                warnings.filterwarnings("ignore", "This instance was constructed with capturable")
                 outputs = self.step(*inputs)
             torch.cuda.current_stream(self.device).wait_stream(self.side)
             return outputs
