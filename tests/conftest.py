@@ -1,8 +1,12 @@
 """Fixtures: small data sets and experiments, made once a session."""
 
+import multiprocessing
+import os
 import runpy
 import subprocess
 import sys
+import tempfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +43,40 @@ def write_dataset(rootdir: Path, lengths: list[int]) -> Path:
     return rootdir
 
 
+def fork(script, *arguments, cwd, env=None, stdout=os.devnull, stderr=os.devnull) -> BaseProcess:
+    """Start one of the repository's scripts in a process that has done most imports already."""
+    server = multiprocessing.get_context("forkserver")
+    # torch._dynamo is what the first optimizer imports.
+    server.set_forkserver_preload(["torch", "torch._dynamo", "tensorboardX"])
+    command = [str(ROOT / script), *map(str, arguments)]
+    environment = dict(os.environ if env is None else env)
+    process = server.Process(target=forked, args=(command, cwd, environment, stdout, stderr))
+    process.start()
+    return process
+
+
+def forked(command, cwd, environment, stdout, stderr):
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for descriptor, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), descriptor)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+
+
 def run_script(script: str, *arguments: object, cwd: Path, env=None, timeout=300):
-    """Run one of the repository's scripts as a user would, from another folder."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    """Run one of the repository's scripts to its end, as a user would, from another folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+        process = fork(script, *arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+        try:
+            process.join(timeout)
+            said = stdout.read_text(), stderr.read_text()
+            assert process.exitcode is not None, f"{script} {arguments} hangs: {said}"
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess([script, *arguments], process.exitcode, *said)
 
 
 @pytest.fixture

@@ -1,24 +1,21 @@
 """Killed processes, damaged and hostile files, full disks, contradictions: nothing is lost."""
 
-import multiprocessing
 import os
 import random
 import re
 import resource
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROOT, make_experiment, run_script, write_dataset
+from conftest import ROOT, fork, make_experiment, run_script, write_dataset
 
 from data.episodes import list_episodes, read_episode, split_episodes, write_episode
 from traincontroller import worst_for_nan
@@ -31,44 +28,14 @@ SMALL_VAE = ["--batch-size", 8, "--nosamples", "--device", "cpu"]
 SMALL_RNN = ["--batch-size", 2, "--seq-len", 8, "--device", "cpu"]
 
 
-def start(script, *arguments, cwd):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
-        cwd=cwd,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def fork(script, *arguments, cwd):
-    """As `start`, for a script without workers, from a server that has done the imports already."""
-    server = multiprocessing.get_context("forkserver")
-    # torch._dynamo is what the first optimizer imports.
-    server.set_forkserver_preload(["torch", "torch._dynamo", "tensorboardX"])
-    process = server.Process(target=run_quietly, args=(script, [*map(str, arguments)], cwd))
-    process.start()
-    return process
-
-
-def run_quietly(script, arguments, cwd):
-    os.chdir(cwd)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    sys.argv = [script, *arguments]
-    runpy.run_path(str(ROOT / script), run_name="__main__")
-
-
 def kill_when(process, condition, delay=0.0, limit=120):
     """kill -9 the process some time after a condition became true."""
-    forked = isinstance(process, BaseProcess)
-    running = process.is_alive if forked else lambda: process.poll() is None
     deadline = time.monotonic() + limit
-    while not condition() and time.monotonic() < deadline and running():
+    while not condition() and time.monotonic() < deadline and process.is_alive():
         time.sleep(0.005)
     time.sleep(delay)
     process.kill()
-    process.join() if forked else process.wait()
+    process.join()
 
 
 def assert_same(a, b):
@@ -123,7 +90,7 @@ def test_a_controller_training_that_was_killed_ends_as_if_it_had_not_been(
     whole = run_script(*command, "--logdir", "whole", cwd=tmp_path)
     whole.check_returncode()
     checkpoint = tmp_path / "killed/ctrl/checkpoint.tar"
-    kill_when(start(*command, "--logdir", "killed", cwd=tmp_path), checkpoint.exists, delay=0.3)
+    kill_when(fork(*command, "--logdir", "killed", cwd=tmp_path), checkpoint.exists, delay=0.3)
     assert load_checkpoint(checkpoint)["state"]["generation"] < 3
     resumed = run_script(*command, "--logdir", "killed", cwd=tmp_path)
     assert resumed.returncode == 0 and "continuing after generation" in resumed.stdout
@@ -324,8 +291,8 @@ def nothing(tmp_path):
     pass
 
 
-# No GPU, no display, no progress bars.
-NOBODY = {"CUDA_VISIBLE_DEVICES": "", "DISPLAY": "", "TQDM_DISABLE": "1"}
+# No GPU, no display.
+NOBODY = {"CUDA_VISIBLE_DEVICES": "", "DISPLAY": ""}
 VAE_RUN = ["trainvae.py", *SMALL_VAE, "--logdir", "exp", "--rootdir", "data", "--epochs", 1]
 RNN_RUN = ["trainmdrnn.py", *SMALL_RNN, "--logdir", "exp", "--rootdir", "data", "--epochs", 1]
 CTRL_RUN = ["traincontroller.py", "--logdir", "exp", "--max-generations", 1]
