@@ -1,4 +1,4 @@
-"""Fixtures: small data sets and experiments, made once a session."""
+"""What the tests share: small data sets and experiments, and ways to run the scripts."""
 
 import multiprocessing
 import os
@@ -66,7 +66,11 @@ def forked(command, cwd, environment, stdout, stderr):
 
 
 def run_script(script: str, *arguments: object, cwd: Path, env=None, timeout=300):
-    """Run one of the repository's scripts to its end, as a user would, from another folder."""
+    """Run one of the repository's scripts to its end, from another folder than its own.
+
+    In a process that `fork` starts: what depends on the interpreter's own start is tested by the
+    README's commands.
+    """
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
         process = fork(script, *arguments, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
@@ -81,9 +85,9 @@ def run_script(script: str, *arguments: object, cwd: Path, env=None, timeout=300
 
 @pytest.fixture
 def run_here(monkeypatch, capfd):
-    """What runs a script as `run_script` does, but in this process, which spares its imports.
+    """What runs a script as `run_script` does, but in this process, which spares another one.
 
-    Not for what starts workers, or is to be killed.
+    Not for what drives in workers, or is to be killed.
     """
 
     def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
