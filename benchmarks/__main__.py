@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Row
-from utils.cli import UserError, picture_path, run_script, script_parser
+from utils.cli import UserError, picture_path, positive_int, run_script, script_parser
 from utils.files import atomic_write
 
 STAGES = (
@@ -88,6 +88,12 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=STAGES, default=STAGES, help="the stages to measure"
     )
+    parser.add_argument(
+        "--repeats",
+        type=positive_int,
+        default=3,
+        help="how often each rate is measured, for the median; what is short, two times more",
+    )
     parser.add_argument("--json", type=Path, default=None, help="write the table to this file")
     parser.add_argument(
         "--plot", type=picture_path, default=None, help="draw the growth rows to this picture"
@@ -100,7 +106,7 @@ def main() -> None:
     for name in ("psutil", "matplotlib"):
         if importlib.util.find_spec(name) is None:
             raise UserError(f"{name} is missing; pip install -r requirements-dev.txt")
-    about = machine()
+    about = machine() | {"repeats": str(args.repeats)}
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     print("| stage | ours | measured against | of that | ratio | target |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
@@ -108,7 +114,7 @@ def main() -> None:
     for name in args.only:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         with contextlib.redirect_stdout(sys.stderr):  # what the stages say is not the table
-            measured = importlib.import_module(f"benchmarks.{name}").measure()
+            measured = importlib.import_module(f"benchmarks.{name}").measure(args.repeats)
         for row in measured:
             print(line(row), flush=True)
         rows += measured

@@ -93,7 +93,7 @@ def evaluation(workers: int, population: int, samples: int) -> Iterator[Callable
         yield rate
 
 
-def measure() -> list[Row]:
+def measure(repeats: int) -> list[Row]:
     measure_agent = partial(rate_in_processes, target=agent_steps, seconds=3)
     gpu = choose_device("auto").type == "cuda"
     agents = {
@@ -111,7 +111,8 @@ def measure() -> list[Row]:
                 "single": single,
                 "bare": best_split()[1],
                 "agent": agents[fastest(agents)],
-            }
+            },
+            repeats,
         )
     stage = f"controller evaluation, {POPULATION} x {SAMPLES} rollouts"
     limit = 1 / (1 / rates["bare"] + 1 / rates["agent"])

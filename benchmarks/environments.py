@@ -61,14 +61,15 @@ def best_split() -> tuple[str, partial]:
     return best, partial(do, how)
 
 
-def measure() -> list[Row]:
+def measure(repeats: int) -> list[Row]:
     split, bare_rate = best_split()
     rates = medians(
         {
             "bare": bare_rate,
             "swift": partial(rate_in_processes, CORES, step_bare, ("gymnasium", 1, 1)),
             "gymnasium": partial(rate_in_processes, CORES, step_gymnasium),
-        }
+        },
+        repeats,
     )
     stage = f"bare environments ({simulator()}, {split})"
     swift = f"Gymnasium as driven here, {CORES} processes"

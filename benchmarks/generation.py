@@ -9,7 +9,7 @@ from benchmarks.setting import CORES, folder, generation_units, generators
 from data.episodes import list_episodes
 
 
-def measure() -> list[Row]:
+def measure(repeats: int) -> list[Row]:
     rootdir = folder() / "generated"
     with generators() as pool:
 
@@ -22,6 +22,6 @@ def measure() -> list[Row]:
 
         generate()  # the first round starts the workers
         _, bare_rate = best_split()
-        rates = medians({"ours": generate, "bare": bare_rate})
+        rates = medians({"ours": generate, "bare": bare_rate}, repeats)
     stage = f"data generation, {CORES} processes"
     return [row(stage, rates["ours"], "bare environments", rates["bare"], "frames/s", ">= 0.7")]

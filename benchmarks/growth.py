@@ -63,12 +63,12 @@ def epoch_seconds(episodes: int) -> float:
     return time.perf_counter() - start
 
 
-def measure() -> list[Row]:
+def measure(repeats: int) -> list[Row]:
     rows = []
 
     def grow(stage: str, unit: str, measured: dict[int, Callable[[], float]]) -> None:
         """A row for each size, against the first."""
-        values = medians(measured)
+        values = medians(measured, repeats)
         first = min(values)
         for size, value in values.items():
             rows.append(row(stage.format(size), value, stage.format(first), values[first], unit))

@@ -18,7 +18,7 @@ from utils.frames import pixels_to_unit
 from utils.learning import choose_device, fast_precision
 
 
-def measure() -> list[Row]:
+def measure(repeats: int) -> list[Row]:
     device = choose_device("auto")
     precision = fast_precision(device)
     files = list_episodes(many_episodes(64))
@@ -53,7 +53,7 @@ def measure() -> list[Row]:
         for name, model in (("encoder alone", plain), ("encoder for inference alone", inference))
         for n in (32, 64, 128, 256, 512, *((1024, 2048, 4096) if device.type == "cuda" else ()))
     }
-    rates = median_rates({"ours": ours} | limits)
+    rates = median_rates({"ours": ours} | limits, repeats)
 
     def against(name: str, target: str) -> Row:
         best = max((limit for limit in limits if limit.startswith(f"{name},")), key=rates.get)

@@ -24,7 +24,7 @@ BATCH_SIZE, SEQ_LEN = 16, 32  # the defaults of trainmdrnn.py
 Latents = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # of frames: z, the next z
 
 
-def measure() -> list[Row]:
+def measure(repeats: int) -> list[Row]:
     device = choose_device("auto")
     fast, precision = fast_precision(device), training_precision(device)
     # A GPU needs an epoch long enough that the recording of its step does not count.
@@ -113,7 +113,8 @@ def measure() -> list[Row]:
             "bare": bare,
             "apart": training_anew(apart),
             "once": training_anew(once),
-        }
+        },
+        repeats,
     )
     stage = f"MDN-RNN training, batch {BATCH_SIZE}"
     unit = "transitions/s"

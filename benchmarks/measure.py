@@ -14,6 +14,7 @@ from typing import NamedTuple
 from utils.cli import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+SHORT = 2  # repeats that short work has more, for its rates vary more
 
 
 class Row(NamedTuple):
@@ -32,14 +33,14 @@ def row(stage: str, ours: float, against: str, other: float, unit: str, target: 
     return Row(stage, ours, against, other, unit, ours / other, target)
 
 
-def median_rates(work: dict[str, Callable[[], float]], repeats: int = 5) -> dict[str, float]:
+def median_rates(work: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
     """Median rate of each of several pieces of work, taken in turn on the same machine.
 
-    Each callable does its work once and returns how much it did (frames, steps); the first
-    round warms up and does not count.
+    Each callable does its work once and returns how much it did (frames, steps). The work is
+    short: the first round warms up and does not count, and there are SHORT more than `repeats`.
     """
     rates: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + SHORT + 1):
         for name, do in work.items():
             start = time.perf_counter()
             amount = do()
@@ -48,7 +49,7 @@ def median_rates(work: dict[str, Callable[[], float]], repeats: int = 5) -> dict
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def medians(rates: dict[str, Callable[[], float]], repeats: int = 3) -> dict[str, float]:
+def medians(rates: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
     """Median of each of several rates, measured in turn; each callable measures one."""
     rounds = [{name: rate() for name, rate in rates.items()} for _ in range(repeats)]
     return {name: statistics.median(r[name] for r in rounds) for name in rates}

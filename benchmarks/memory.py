@@ -75,7 +75,7 @@ def vae_epoch(rootdir: Path) -> None:
         run_epoch(model, Sparse(loader), np.random.default_rng(0), device, precision, "epoch", how)
 
 
-def measure() -> list[Row]:
+def measure(_: int) -> list[Row]:
     if not Path("/proc/self/status").exists():
         raise UserError("peak memory is read from Linux's /proc; leave this stage out with --only")
     empty, _ = watch(

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.measure import Row, row, start_script
+from benchmarks.measure import SHORT, Row, row, start_script
 from benchmarks.setting import experiment, folder, simulator
 from utils.cli import UserError
 
@@ -37,7 +37,9 @@ def seconds_to_import_torch() -> float:
     return time.perf_counter() - start
 
 
-def measure() -> list[Row]:
-    pairs = [(seconds_to_first_step(), seconds_to_import_torch()) for _ in range(6)][1:]
+def measure(repeats: int) -> list[Row]:
+    pairs = [
+        (seconds_to_first_step(), seconds_to_import_torch()) for _ in range(repeats + SHORT + 1)
+    ][1:]
     ours, importing = (statistics.median(column) for column in zip(*pairs, strict=True))
     return [row("start to first step", ours, "import torch", importing, "s", "< 3")]

@@ -43,7 +43,7 @@ def bare_step(device: torch.device, precision: torch.dtype, steps: int):
     return work
 
 
-def measure() -> list[Row]:
+def measure(repeats: int) -> list[Row]:
     device = choose_device("auto")
     precision = training_precision(device)
     # A GPU needs an epoch long enough that the recording of its step does not count.
@@ -68,7 +68,8 @@ def measure() -> list[Row]:
             "ours": ours,
             "float32": bare_step(device, torch.float32, steps),
             "bfloat16": bare_step(device, torch.bfloat16, steps_bfloat16),
-        }
+        },
+        repeats,
     )
     best = max(("float32", "bfloat16"), key=rates.get)
     how = "frames kept on the GPU" if loader.fits else "files read in every epoch"
