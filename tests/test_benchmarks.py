@@ -6,7 +6,7 @@ import pytest
 from conftest import write_dataset
 
 from benchmarks import setting
-from benchmarks.measure import rate_in_processes
+from benchmarks.measure import SHORT, median_rates, medians, rate_in_processes
 from data.episodes import list_episodes, read_episode
 from utils.cli import UserError
 
@@ -33,3 +33,13 @@ def test_a_root_of_links_is_made_once(monkeypatch, tmp_path):
     assert setting.many_episodes(5) == first
     assert [file.length for file in list_episodes(first)] == [40, 50, 40, 50, 40]
     setting.many_episodes.cache_clear()
+
+
+def test_rates_are_medians_of_so_many_repeats():
+    one, other = iter([5.0, 1.0, 3.0]), iter([2.0, 9.0, 4.0])
+    rates = {"one": lambda: next(one), "other": lambda: next(other)}
+    assert medians(rates, 3) == {"one": 3.0, "other": 4.0}
+    assert next(one, None) is None and next(other, None) is None  # measured no less often
+    done = []
+    assert median_rates({"work": lambda: done.append(1) or 1.0}, 2)["work"] > 0
+    assert len(done) == 1 + 2 + SHORT  # the first one warms up
