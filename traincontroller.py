@@ -272,6 +272,11 @@ def train(args: argparse.Namespace) -> None:
         gymnasium_from = gymnasium_from or stored["options"].get("gymnasium-from", 0)
     if simulator == "gymnasium":  # from the beginning
         gymnasium_from = 0
+    if 0 < args.max_generations < gymnasium_from:
+        print(
+            f"--max-generations {args.max_generations} comes before --gymnasium-from "
+            f"{gymnasium_from}: all on {simulator} till then"
+        )
     if args.noreload:
         set_aside(folder)
     options = {

@@ -384,6 +384,8 @@ def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, run_here, tm
     # What was driven on EnvPool cannot be told to have been Gymnasium's.
     late = run_here(*command, "--gymnasium-from", 1, cwd=tmp_path)
     assert late.returncode == 2 and "has 1 generations on envpool; use 2 or more" in late.stderr
+    early = run_script(*command, "--gymnasium-from", 3, "--max-generations", 1, cwd=tmp_path)
+    assert "--max-generations 1 comes before --gymnasium-from 3: all on envpool" in early.stdout
     # A target that every controller reaches on either simulator must not end it before Gymnasium.
     switch = ("--gymnasium-from", 3, "--eval-every", 1, "--target-return", -500)
     done = run_script(*command, *switch, "--max-generations", 9, cwd=tmp_path)
