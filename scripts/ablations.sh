@@ -125,7 +125,7 @@ if [[ -n $(unscored without_gymnasium_episodes 2> /dev/null) ]]; then
         ln -sfn "$(realpath "$logdir/data/$name")" "$without/data/$name"
     done
     common=(--logdir "$without" --rootdir "$without/data" --device cpu)
-    python trainvae.py "${common[@]}" --epochs 8 --batch-size 64
+    python trainvae.py "${common[@]}" --epochs 4 --batch-size 64 --low-rate-from 4
     python trainmdrnn.py "${common[@]}" --epochs 40
 fi
 choice without_gymnasium_episodes "$without" --diagonal

@@ -11,11 +11,11 @@ brown=(--policy brown --rollouts 120 --seed 1 --simulator envpool)
 brown_gymnasium=(--policy brown --rollouts 20 --seed 2 --simulator gymnasium)
 driven=(--policy controller --rollouts 80 --seed 3 --simulator envpool --patience 200)
 driven_gymnasium=(--policy controller --rollouts 30 --seed 4 --simulator gymnasium --patience 200)
-vae=(--epochs 8 --batch-size 64)
+vae=(--epochs 4 --batch-size 64 --low-rate-from 4)
 mdrnn=(--epochs 40)
 controller=(--simulator envpool --pop-size 32 --n-samples 3 --patience 100
-    --gymnasium-from 31 --eval-every 15 --eval-rollouts 100 --target-return 915
-    --max-generations 45 --seed 1)
+    --gymnasium-from 31 --eval-every 30 --eval-rollouts 100 --target-return 915
+    --max-generations 31 --seed 1)
 
 # Round one is the quick start: its controller drives in the data of round two.
 first=$logdir/round_1
