@@ -42,18 +42,20 @@ def test_pretrained_drives_three_tracks(simulator, tmp_path):
 @pytest.mark.parametrize(
     ("name", "frozen"),
     [
-        ("envpool", [305.97, 315.51, 311.30, 316.67]),
-        ("gymnasium", [299.07, 317.08, 299.71, 377.84]),
+        ("envpool", [195.4, 191.0, 196.7, 191.7]),
+        ("gymnasium", [179.7, 196.5, 179.3, 229.0]),
     ],
 )
 def test_returns_are_what_they_were(name, frozen, monkeypatch):
     """Whatever is made faster: the same tracks give the same returns, within one tile.
 
-    Written down on 2026-11-24, with V in float32. Another shipped controller needs other values.
+    Written down on 2026-11-28, with V in float32: the middles of what 14 runs gave whose controller
+    weights differed by up to a ten-thousandth, as processors may differ. After 300 steps such
+    returns are up to six tiles apart. Another shipped controller needs other values.
     """
     if name == "envpool":
         pytest.importorskip("envpool")
-    monkeypatch.setattr(simulators, "MAX_STEPS", 300)
+    monkeypatch.setattr(simulators, "MAX_STEPS", 200)
     controller, driving, _ = load_controller(PRETRAINED / "ctrl" / "best.tar")
     agent = load_agent(PRETRAINED, torch.device("cpu"), torch.float32, driving)
     environments = simulators.make_simulator(name, track_seeds("test", 4, 3))
