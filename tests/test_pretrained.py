@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_script
@@ -39,30 +40,42 @@ def test_pretrained_drives_three_tracks(simulator, tmp_path):
     assert mean > 800, done.stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "frozen"),
-    [
-        ("envpool", [195.4, 191.0, 196.7, 191.7]),
-        ("gymnasium", [179.7, 196.5, 179.3, 229.0]),
-    ],
-)
-def test_returns_are_what_they_were(name, frozen, monkeypatch):
-    """Whatever is made faster: the same tracks give the same returns, within one tile.
+# Returns of the first four test tracks of seed 3, with V in float32. Another shipped controller
+# needs other values.
+AFTER_100 = {
+    "envpool": [88.81, 73.06, 75.32, 73.33],
+    "gymnasium": [69.87, 75.91, 80.58, 88.04],
+}
+AFTER_300 = {
+    "envpool": [305.97, 315.51, 311.30, 316.67],
+    "gymnasium": [299.07, 317.08, 299.71, 377.84],
+}
 
-    Written down on 2026-11-28, with V in float32: the middles of what 14 runs gave whose controller
-    weights differed by up to a ten-thousandth, as processors may differ. After 300 steps such
-    returns are up to six tiles apart. Another shipped controller needs other values.
+
+@pytest.mark.parametrize("name", ["envpool", "gymnasium"])
+def test_returns_are_what_they_were(name, monkeypatch):
+    """Whatever is made faster: the same tracks give the same returns.
+
+    Driving amplifies rounding, which differs between processors: a millionth on the controller's
+    weights moves no return by more than a tile in 100 steps, but one by several in 300, and then
+    their mean by less than two.
     """
     if name == "envpool":
         pytest.importorskip("envpool")
-    monkeypatch.setattr(simulators, "MAX_STEPS", 200)
     controller, driving, _ = load_controller(PRETRAINED / "ctrl" / "best.tar")
     agent = load_agent(PRETRAINED, torch.device("cpu"), torch.float32, driving)
-    environments = simulators.make_simulator(name, track_seeds("test", 4, 3))
     policy = AgentPolicy(agent, controller.flat_parameters().expand(4, -1))
-    returns, _ = play(environments, 4, 4, policy)
-    environments.close()
-    assert returns == pytest.approx(frozen, abs=4.0)
+
+    def returns(steps):
+        monkeypatch.setattr(simulators, "MAX_STEPS", steps)
+        environments = simulators.make_simulator(name, track_seeds("test", 4, 3))
+        played, _ = play(environments, 4, 4, policy)
+        environments.close()
+        return played
+
+    tile = 4.0  # at most, with 250 tiles or more
+    assert returns(100) == pytest.approx(AFTER_100[name], abs=tile)
+    assert np.mean(returns(300)) == pytest.approx(np.mean(AFTER_300[name]), abs=2 * tile)
 
 
 def test_pretrained_is_weights_only_and_small():

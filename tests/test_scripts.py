@@ -718,6 +718,15 @@ def test_ablations_that_are_scored_already_are_not_trained_again(tmp_path):
         (tmp_path / "calls").unlink()
 
 
+@pytest.mark.parametrize(("name", "script"), [("vae", "trainvae.py"), ("mdrnn", "trainmdrnn.py")])
+def test_ablations_train_v_and_m_as_the_full_experiment(name, script):
+    """Frames are compared, not options."""
+    reproduce = (ROOT / "scripts" / "reproduce.sh").read_text()
+    options = re.search(rf"^{name}=\((.+)\)$", reproduce, re.MULTILINE)[1]
+    ablations = (ROOT / "scripts" / "ablations.sh").read_text()
+    assert f'python {script} "${{common[@]}}" {options}\n' in ablations
+
+
 def only_written_down(folder, script):
     """Copy one of `scripts/` to a folder, with a `python` that writes its arguments to `calls`."""
     for name in ("scripts", "bin"):
