@@ -1,12 +1,12 @@
-"""What a linear function of z can tell of the car and the road: a probe of V.
+"""What is linear in z, and in z and h, of the car and the road: a probe of V and M.
 
     python scripts/probe.py --logdir pretrained exp_dir
 
 C is linear, so it can only steer by what is linear in z and h. Episodes of Gymnasium, driven by the
-controller of `--driver` with noise on its weights, are seen by the V of each logdir; ridge
-regressions from mu (T, 32) to what the simulator knows are fitted on three quarters of the
-episodes and scored on the rest, four times. Printed is the R^2 of each: 1 is exact, 0 no better
-than the mean.
+controller of `--driver` with noise on its weights, are seen by the V of each logdir and remembered
+by its M, where there is one; ridge regressions from mu (T, 32), and from mu and h (T, 288), to what
+the simulator knows are fitted on three quarters of the episodes and scored on the rest, four times.
+Printed is the R^2 of each: 1 is exact, 0 no better than the mean.
 """
 
 import sys
@@ -23,6 +23,7 @@ from envs.parallel import load_agent, load_controller
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import GymnasiumSimulator
 from envs.tracks import track_seeds
+from models.mdrnn import HIDDEN_SIZE, MDRNN
 from models.vae import Encoder
 from utils.checkpoint import load_weights, stage_weights
 from utils.cli import UserError, add_seed, positive_int, run_script, script_parser
@@ -50,10 +51,21 @@ class Situation(NamedTuple):
     rotation: float  # rad/s
 
 
+class Episode(NamedTuple):
+    """What is seen after each of T actions, and where the car is then."""
+
+    actions: np.ndarray  # (T, 3)
+    frames: np.ndarray  # (T, 64, 64, 3) uint8
+    situations: np.ndarray  # (T, 7)
+    scored: np.ndarray  # (T,) bool: after the zoom, and no further from the road than it is wide
+
+
 def parse_arguments() -> Namespace:
-    parser = script_parser("Tell what is linear in z: offset, heading, bends, speed, rotation.")
+    parser = script_parser(
+        "Tell what is linear in z and h: offset, heading, bends, speed, rotation."
+    )
     parser.add_argument(
-        "--logdir", type=Path, nargs="+", required=True, help="experiments whose V is probed"
+        "--logdir", type=Path, nargs="+", required=True, help="experiments whose V and M are probed"
     )
     parser.add_argument(
         "--driver", type=Path, default=Path("pretrained"), help="experiment whose controller drives"
@@ -80,11 +92,8 @@ def situation(env) -> Situation:
     )
 
 
-def record(driver: Path, episodes: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For each episode its frames (T, 64, 64, 3) uint8 and situations (T, 7).
-
-    Left out is what is seen during the zoom, or further than the road is wide from its middle.
-    """
+def record(driver: Path, episodes: int, seed: int) -> list[Episode]:
+    """Drive the episodes. Raises UserError where one of them has nothing to be scored."""
     device = choose_device("cpu")
     controller, driving, _ = load_controller(driver / "ctrl" / "best.tar")
     agent = load_agent(driver, device, torch.float32, driving)
@@ -94,26 +103,40 @@ def record(driver: Path, episodes: int, seed: int) -> tuple[list[np.ndarray], li
     parameters = weights + noise * torch.randn(episodes, len(weights), generator=generator)
 
     simulator = GymnasiumSimulator(track_seeds("data", episodes, seed))
-    frames, situations = [[] for _ in range(episodes)], [[] for _ in range(episodes)]
-
-    steps = [0] * episodes
+    steps = [[] for _ in range(episodes)]
 
     def watch(ids: np.ndarray, actions: np.ndarray, seen: np.ndarray, *_) -> None:
-        for i, frame in zip(ids.tolist(), to_64(torch.from_numpy(seen)).numpy(), strict=True):
-            steps[i] += 1
+        small = to_64(torch.from_numpy(seen)).numpy()
+        for i, action, frame in zip(ids.tolist(), actions, small, strict=True):
             now = situation(simulator.unwrapped(i))
-            if steps[i] > ZOOM and abs(now.offset) < ROAD:
-                frames[i].append(frame)
-                situations[i].append(now)
+            scored = len(steps[i]) >= ZOOM and abs(now.offset) < ROAD
+            steps[i].append((action, frame, now, scored))
 
     play(simulator, episodes, 4, AgentPolicy(agent, parameters), watch, patience=100)
     simulator.close()
-    if not all(frames):
+    recorded = [Episode(*map(np.array, zip(*episode, strict=True))) for episode in steps]
+    if not all(episode.scored.any() for episode in recorded):
         raise UserError(
             f"--driver {driver}: an episode ended before anything of the road was seen; let "
             "another controller drive"
         )
-    return [np.stack(f) for f in frames], [np.array(s, np.float64) for s in situations]
+    return recorded
+
+
+def latents(encoder: Encoder, episode: Episode) -> torch.Tensor:
+    """mu of each frame, (T, 32)."""
+    parts = torch.from_numpy(episode.frames).split(256)
+    return torch.cat([encoder.mean(pixels_to_unit(part)) for part in parts])
+
+
+def memories(mdrnn: MDRNN, episode: Episode, mu: torch.Tensor) -> torch.Tensor:
+    """h beside each frame, (T, 256): what M remembers of all before it, as C is given it.
+
+    It begins at the first frame that was recorded, a step later than in driving.
+    """
+    actions = torch.from_numpy(episode.actions[1:]).float()
+    h, _ = mdrnn.rnn(torch.cat([actions, mu[:-1]], dim=1).unsqueeze(1))
+    return torch.cat([torch.zeros(1, HIDDEN_SIZE), h.squeeze(1)])
 
 
 def explained(inputs: list[np.ndarray], targets: list[np.ndarray]) -> np.ndarray:
@@ -140,22 +163,31 @@ def main() -> None:
     args = parse_arguments()
     if args.episodes < FOLDS:
         raise UserError(f"--episodes {args.episodes}: at least {FOLDS} are needed")
-    encoders = []
+    models = []
     for logdir in args.logdir:
-        encoder = Encoder()
+        encoder, mdrnn = Encoder(), None
         load_weights(encoder, stage_weights(logdir, "vae", "python trainvae.py"), part="encoder.")
-        encoders.append(encoder.eval())
-    frames, situations = record(args.driver, args.episodes, args.seed)
-    print(f"{sum(map(len, frames))} frames of {args.episodes} episodes, seed {args.seed}")
-    print("| V | " + " | ".join(Situation._fields).replace("_", " ") + " |")
-    print("| --- |" + " --- |" * len(Situation._fields))
-    for logdir, encoder in zip(args.logdir, encoders, strict=True):
-        latents = []
-        for episode in map(torch.from_numpy, frames):
-            mu = [encoder.mean(pixels_to_unit(part)) for part in episode.split(256)]
-            latents.append(torch.cat(mu).double().numpy())
-        scores = explained(latents, situations)
-        print(f"| {logdir} | " + " | ".join(f"{score:.2f}" for score in scores) + " |")
+        if (memory := logdir / "mdrnn" / "best.tar").exists():
+            mdrnn = MDRNN()
+            load_weights(mdrnn, memory)
+        else:
+            print(f"{memory} does not exist: of {logdir} z alone is probed")
+        models.append((encoder.eval(), mdrnn))
+    episodes = record(args.driver, args.episodes, args.seed)
+    situations = [episode.situations[episode.scored] for episode in episodes]
+    print(f"{sum(map(len, situations))} frames of {args.episodes} episodes, seed {args.seed}")
+    print("| V and M | linear in | " + " | ".join(Situation._fields).replace("_", " ") + " |")
+    print("| --- | --- |" + " --- |" * len(Situation._fields))
+    for logdir, (encoder, mdrnn) in zip(args.logdir, models, strict=True):
+        mu = [latents(encoder, episode) for episode in episodes]
+        inputs = {"z": mu}
+        if mdrnn is not None:
+            h = [memories(mdrnn, *both) for both in zip(episodes, mu, strict=True)]
+            inputs["z and h"] = [torch.cat(both, dim=1) for both in zip(mu, h, strict=True)]
+        for name, values in inputs.items():
+            seen = [x[e.scored].double().numpy() for x, e in zip(values, episodes, strict=True)]
+            scores = explained(seen, situations)
+            print(f"| {logdir} | {name} | " + " | ".join(f"{score:.2f}" for score in scores) + " |")
 
 
 if __name__ == "__main__":

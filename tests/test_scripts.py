@@ -23,9 +23,10 @@ from envs.parallel import load_agent, load_controller
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import GymnasiumSimulator, make_simulator
 from envs.tracks import track_seeds
-from models.agent import DEFAULT
-from models.vae import VAE
-from scripts.probe import explained, situation
+from models.agent import DEFAULT, Agent
+from models.mdrnn import MDRNN
+from models.vae import VAE, Encoder
+from scripts.probe import Episode, explained, latents, memories, situation
 from traincontroller import Judge, evaluate
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.evolution import Evolution
@@ -550,6 +551,26 @@ def test_the_probe_reads_the_simulator():
             turn = directions[(tile + tiles) % len(x)] - directions[tile]
             assert bend == pytest.approx(np.sin(turn), abs=0.15)
     simulator.close()
+
+
+def test_the_probe_remembers_as_the_agent_does():
+    torch.manual_seed(0)
+    encoder, mdrnn = Encoder().eval(), MDRNN()
+    generator = np.random.default_rng(0)
+    actions = generator.uniform(0, 1, (6, 3)).astype(np.float32)
+    frames = generator.integers(0, 256, (6, 64, 64, 3), np.uint8)
+    episode = Episode(actions, frames, np.zeros((6, 7)), np.ones(6, bool))
+    agent = Agent(encoder, mdrnn, CPU, torch.float32)
+    with torch.inference_mode():
+        mu = latents(encoder, episode)
+        h, c = agent.initial_state(1)
+        expected = [h]
+        for before, action in zip(frames[:-1], actions[1:], strict=True):
+            seen = agent.observe(torch.from_numpy(before)[None])
+            h, c = mdrnn.step(torch.from_numpy(action)[None], seen, h, c)
+            expected.append(h)
+        assert torch.allclose(memories(mdrnn, episode, mu), torch.cat(expected), atol=1e-5)
+    assert torch.cat(expected)[1:].abs().mean() > 0.01
 
 
 def test_the_probe_needs_a_v_and_enough_episodes(run_here, experiment, tmp_path):
