@@ -40,8 +40,12 @@ def test_pretrained_drives_three_tracks(simulator, tmp_path):
     assert mean > 800, done.stdout
 
 
-# Returns of the first four test tracks of seed 3, with V in float32. Another shipped controller
-# needs other values.
+# On the first four test tracks of seed 3, with V in float32: the mean action (steering, gas, brake)
+# of the first 20 steps, and returns. Another shipped controller needs other values.
+ACTIONS_OF_20 = {
+    "envpool": [[0.1543, 0.9965, 0], [0.3871, 0.9044, 0], [0.3269, 0.8446, 0], [0.3432, 0.857, 0]],
+    "gymnasium": [[0.4134, 0.8729, 0], [0.3948, 0.9195, 0], [0.179, 0.9395, 0], [0.288, 0.888, 0]],
+}
 AFTER_100 = {
     "envpool": [88.81, 73.06, 75.32, 73.33],
     "gymnasium": [69.87, 75.91, 80.58, 88.04],
@@ -53,12 +57,13 @@ AFTER_300 = {
 
 
 @pytest.mark.parametrize("name", ["envpool", "gymnasium"])
-def test_returns_are_what_they_were(name, monkeypatch):
-    """Whatever is made faster: the same tracks give the same returns.
+def test_actions_and_returns_are_what_they_were(name, monkeypatch):
+    """Whatever is made faster: the same tracks give the same actions and returns.
 
-    Driving amplifies rounding, which differs between processors: a millionth on the controller's
-    weights moves no return by more than a tile in 100 steps, but one by several in 300, and then
-    their mean by less than two.
+    Driving amplifies rounding, which differs between processors. A hundred thousandth on the
+    controller's weights moves the mean of 20 actions by less than 0.0001, where two thousandths on
+    mu move it by 0.02. It moves no return by more than a tile in 100 steps, but one by several in
+    300, and then their mean by less than two.
     """
     if name == "envpool":
         pytest.importorskip("envpool")
@@ -66,16 +71,19 @@ def test_returns_are_what_they_were(name, monkeypatch):
     agent = load_agent(PRETRAINED, torch.device("cpu"), torch.float32, driving)
     policy = AgentPolicy(agent, controller.flat_parameters().expand(4, -1))
 
-    def returns(steps):
+    def drive(steps):
         monkeypatch.setattr(simulators, "MAX_STEPS", steps)
         environments = simulators.make_simulator(name, track_seeds("test", 4, 3))
-        played, _ = play(environments, 4, 4, policy)
+        seen = []
+        returns, _ = play(environments, 4, 4, policy, lambda _, actions, *__: seen.append(actions))
         environments.close()
-        return played
+        return returns, np.stack(seen)  # all four are driven in each step, in their order
 
+    _, actions = drive(20)
+    assert actions.mean(axis=0) == pytest.approx(np.array(ACTIONS_OF_20[name]), abs=0.005)
     tile = 4.0  # at most, with 250 tiles or more
-    assert returns(100) == pytest.approx(AFTER_100[name], abs=tile)
-    assert np.mean(returns(300)) == pytest.approx(np.mean(AFTER_300[name]), abs=2 * tile)
+    assert drive(100)[0] == pytest.approx(AFTER_100[name], abs=tile)
+    assert drive(300)[0].mean() == pytest.approx(np.mean(AFTER_300[name]), abs=2 * tile)
 
 
 def test_pretrained_is_weights_only_and_small():
