@@ -51,8 +51,8 @@ class Situation(NamedTuple):
     rotation: float  # rad/s
 
 
-class Episode(NamedTuple):
-    """What is seen after each of T actions, and where the car is then."""
+class Recording(NamedTuple):
+    """An episode: T actions, and what is seen and where the car is after each."""
 
     actions: np.ndarray  # (T, 3)
     frames: np.ndarray  # (T, 64, 64, 3) uint8
@@ -92,7 +92,7 @@ def situation(env) -> Situation:
     )
 
 
-def record(driver: Path, episodes: int, seed: int) -> list[Episode]:
+def record(driver: Path, episodes: int, seed: int) -> list[Recording]:
     """Drive the episodes. Raises UserError where one of them has nothing to be scored."""
     device = choose_device("cpu")
     controller, driving, _ = load_controller(driver / "ctrl" / "best.tar")
@@ -114,7 +114,7 @@ def record(driver: Path, episodes: int, seed: int) -> list[Episode]:
 
     play(simulator, episodes, 4, AgentPolicy(agent, parameters), watch, patience=100)
     simulator.close()
-    recorded = [Episode(*map(np.array, zip(*episode, strict=True))) for episode in steps]
+    recorded = [Recording(*map(np.array, zip(*episode, strict=True))) for episode in steps]
     if not all(episode.scored.any() for episode in recorded):
         raise UserError(
             f"--driver {driver}: an episode ended before anything of the road was seen; let "
@@ -123,13 +123,13 @@ def record(driver: Path, episodes: int, seed: int) -> list[Episode]:
     return recorded
 
 
-def latents(encoder: Encoder, episode: Episode) -> torch.Tensor:
+def latents(encoder: Encoder, episode: Recording) -> torch.Tensor:
     """mu of each frame, (T, 32)."""
     parts = torch.from_numpy(episode.frames).split(256)
     return torch.cat([encoder.mean(pixels_to_unit(part)) for part in parts])
 
 
-def memories(mdrnn: MDRNN, episode: Episode, mu: torch.Tensor) -> torch.Tensor:
+def memories(mdrnn: MDRNN, episode: Recording, mu: torch.Tensor) -> torch.Tensor:
     """h beside each frame, (T, 256): what M remembers of all before it, as C is given it.
 
     It begins at the first frame that was recorded, a step later than in driving.

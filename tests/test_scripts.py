@@ -26,7 +26,7 @@ from envs.tracks import track_seeds
 from models.agent import DEFAULT, Agent
 from models.mdrnn import MDRNN
 from models.vae import VAE, Encoder
-from scripts.probe import Episode, explained, latents, memories, situation
+from scripts.probe import Recording, explained, latents, memories, situation
 from traincontroller import Judge, evaluate
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.evolution import Evolution
@@ -559,7 +559,7 @@ def test_the_probe_remembers_as_the_agent_does():
     generator = np.random.default_rng(0)
     actions = generator.uniform(0, 1, (6, 3)).astype(np.float32)
     frames = generator.integers(0, 256, (6, 64, 64, 3), np.uint8)
-    episode = Episode(actions, frames, np.zeros((6, 7)), np.ones(6, bool))
+    episode = Recording(actions, frames, np.zeros((6, 7)), np.ones(6, bool))
     agent = Agent(encoder, mdrnn, CPU, torch.float32)
     with torch.inference_mode():
         mu = latents(encoder, episode)
