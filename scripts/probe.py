@@ -6,7 +6,8 @@ C is linear, so it can only steer by what is linear in z and h. Episodes of Gymn
 controller of `--driver` with noise on its weights, are seen by the V of each logdir and remembered
 by its M, where there is one; ridge regressions from mu (T, 32), and from mu and h (T, 288), to what
 the simulator knows are fitted on three quarters of the episodes and scored on the rest, four times.
-Printed is the R^2 of each: 1 is exact, 0 no better than the mean.
+Printed is the R^2 of each: 1 is exact, 0 no better than the mean. The same from the first principal
+components of mu and h tells how much is in what varies most.
 """
 
 import sys
@@ -36,6 +37,7 @@ NOISE = (0.0, 0.03, 0.06, 0.1)
 ZOOM = 50  # frames at the beginning of an episode, in which the camera comes down
 ROAD = 40 / 3  # its width, m
 AHEAD = (4, 8, 14)  # tiles of 3.5 m
+COMPONENTS = (4, 16, 64)  # of z and h
 FOLDS = 4
 
 
@@ -139,6 +141,15 @@ def memories(mdrnn: MDRNN, episode: Recording, mu: torch.Tensor) -> torch.Tensor
     return torch.cat([torch.zeros(1, HIDDEN_SIZE), h.squeeze(1)])
 
 
+def principal(inputs: list[np.ndarray], n: int) -> tuple[list[np.ndarray], float]:
+    """The first n principal components of the inputs, m x (T, D) -> m x (T, n).
+
+    The second is their share of the variance.
+    """
+    variances, axes = np.linalg.eigh(np.cov(np.concatenate(inputs).T))  # ascending
+    return [x @ axes[:, -n:] for x in inputs], float(variances[-n:].sum() / variances.sum())
+
+
 def explained(inputs: list[np.ndarray], targets: list[np.ndarray]) -> np.ndarray:
     """R^2 of a ridge regression, inputs n x (T, D) -> targets n x (T, K), on episodes left out.
 
@@ -184,9 +195,16 @@ def main() -> None:
         if mdrnn is not None:
             h = [memories(mdrnn, *both) for both in zip(episodes, mu, strict=True)]
             inputs["z and h"] = [torch.cat(both, dim=1) for both in zip(mu, h, strict=True)]
-        for name, values in inputs.items():
-            seen = [x[e.scored].double().numpy() for x, e in zip(values, episodes, strict=True)]
-            scores = explained(seen, situations)
+        seen = {
+            name: [x[e.scored].double().numpy() for x, e in zip(values, episodes, strict=True)]
+            for name, values in inputs.items()
+        }
+        if mdrnn is not None:
+            for n in COMPONENTS:
+                parts, share = principal(seen["z and h"], n)
+                seen[f"their first {n} components ({share:.0%} of the variance)"] = parts
+        for name, values in seen.items():
+            scores = explained(values, situations)
             print(f"| {logdir} | {name} | " + " | ".join(f"{score:.2f}" for score in scores) + " |")
 
 

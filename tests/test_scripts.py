@@ -26,7 +26,7 @@ from envs.tracks import track_seeds
 from models.agent import DEFAULT, Agent
 from models.mdrnn import MDRNN
 from models.vae import VAE, Encoder
-from scripts.probe import Recording, explained, latents, memories, situation
+from scripts.probe import Recording, explained, latents, memories, principal, situation
 from traincontroller import Judge, evaluate
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.evolution import Evolution
@@ -527,6 +527,22 @@ def test_the_probe_finds_what_is_linear_and_nothing_else():
     assert exact == pytest.approx(1, abs=1e-4)
     assert half == pytest.approx(0.5, abs=0.05)
     assert none == pytest.approx(0, abs=0.02) and square == pytest.approx(0, abs=0.02)
+
+
+def test_the_probes_principal_components_are_those_that_vary_most():
+    generator = np.random.default_rng(0)
+    parts = np.linalg.qr(generator.standard_normal((400, 5)))[0]
+    parts = parts - parts.mean(0)
+    scales = np.array([3.0, 10.0, 1.0, 0.1, 0.3])
+    axes = np.linalg.qr(generator.standard_normal((5, 5)))[0]
+    seen = parts * scales @ axes.T
+    first, share = principal([seen[:100], seen[100:]], 2)
+    assert [len(x) for x in first] == [100, 300]
+    assert share == pytest.approx(109 / 110.1, abs=0.002)
+    # They hold the two largest parts and nothing of the others.
+    known = parts[:, :2]
+    fit = np.linalg.lstsq(np.concatenate(first), known, rcond=None)[0]
+    np.testing.assert_allclose(np.concatenate(first) @ fit, known, atol=0.02)
 
 
 def test_the_probe_reads_the_simulator():
