@@ -19,14 +19,17 @@ from tqdm import tqdm
 
 from envs.parallel import (
     agent_digest,
+    load_agent,
     load_controller,
     new_controller,
     run_rollouts,
     start_workers,
 )
-from envs.simulator import choose_simulator
+from envs.rollouts import seen_in_driving
+from envs.simulator import choose_simulator, make_simulator
 from envs.tracks import track_seeds
 from models.agent import Driving
+from models.controller import even_basis
 from utils.checkpoint import (
     check_options,
     load_checkpoint,
@@ -164,6 +167,28 @@ def parse_arguments() -> argparse.Namespace:
         "run on the fast simulator and the last ones on the one that scores; 0: never, or as "
         "stored in the checkpoint",
     )
+    parser.add_argument(
+        "--refine-from",
+        type=natural_int,
+        default=0,
+        help="from this generation on take steps that change the actions evenly, whatever part of "
+        "z and h they use (`even_basis` in models/controller.py): CMA-ES starts anew from the mean "
+        "of its distribution; 0: never, or as stored in the checkpoint",
+    )
+    parser.add_argument(
+        "--refine-sigma",
+        type=positive_float,
+        default=0.4,
+        help="step size at --refine-from: the standard deviation of a candidate's actions from "
+        "those of the mean",
+    )
+    parser.add_argument(
+        "--refine-screen",
+        type=natural_int,
+        default=32,
+        help="tracks that the mean drives before each generation from --refine-from on; half of "
+        "the candidates' tracks are those of them on which it returns least. 0: none",
+    )
     add_device(parser)
     parser.add_argument(
         "--display", action="store_true", help="show a progress bar for each generation"
@@ -267,9 +292,10 @@ def train(args: argparse.Namespace) -> None:
     # What a training began with, it goes on with, unless it is told otherwise.
     begun_with = stored["options"]["simulator"] if stored is not None else "auto"
     simulator = choose_simulator(begun_with if args.simulator == "auto" else args.simulator)
-    gymnasium_from = args.gymnasium_from
+    gymnasium_from, refine_from = args.gymnasium_from, args.refine_from
     if stored is not None:
         gymnasium_from = gymnasium_from or stored["options"].get("gymnasium-from", 0)
+        refine_from = refine_from or stored["options"].get("refine-from", 0)
     if simulator == "gymnasium":  # from the beginning
         gymnasium_from = 0
     if 0 < args.max_generations < gymnasium_from:
@@ -292,8 +318,15 @@ def train(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "simulator": simulator,
     }
-    if gymnasium_from:  # unlike the others, a training may take this up in its middle
+    # Unlike the others, these a training may take up in its middle.
+    if gymnasium_from:
         options["gymnasium-from"] = gymnasium_from
+    if refine_from:
+        options |= {
+            "refine-from": refine_from,
+            "refine-sigma": args.refine_sigma,
+            "refine-screen": args.refine_screen,
+        }
 
     def simulator_of(generation: int) -> str:
         return "gymnasium" if 0 < gymnasium_from <= generation else simulator
@@ -323,11 +356,12 @@ def train(args: argparse.Namespace) -> None:
         evolution.load_state_dict(stored["cma"])
         state |= stored["state"]
         generation = state["generation"]
-        if "gymnasium-from" not in stored["options"] and 0 < gymnasium_from <= generation:
-            raise UserError(
-                f"--gymnasium-from {gymnasium_from}: {checkpoint} has {generation} generations on "
-                f"{simulator}; use {generation + 1} or more, or --noreload to start afresh"
-            )
+        for name, first in (("gymnasium-from", gymnasium_from), ("refine-from", refine_from)):
+            if name not in stored["options"] and 0 < first <= generation:
+                raise UserError(
+                    f"--{name} {first}: {checkpoint} has {generation} generations without it; use "
+                    f"{generation + 1} or more, or --noreload to start afresh"
+                )
         print(
             f"{checkpoint}: continuing after generation {generation} on "
             f"{simulator_of(generation + 1)}"
@@ -383,9 +417,68 @@ def train(args: argparse.Namespace) -> None:
                 break
             if generation + 1 == gymnasium_from:
                 print(f"on gymnasium from generation {gymnasium_from} on (--gymnasium-from)")
+            if generation + 1 == refine_from and not evolution.refined:
+                refine(evolution, state, simulator_of(refine_from), driving, device, args)
             run_generation(pool, simulator_of(generation + 1), evolution, state, args, writer)
             save()
     writer.close()
+
+
+def refine(
+    evolution: Evolution,
+    state: dict,
+    simulator: str,
+    driving: Driving,
+    device: torch.device,
+    args: argparse.Namespace,
+) -> None:
+    """Go on with steps that change the actions evenly, by what the next candidates would see.
+
+    The steps and the time that this takes are added to those of the training in `state`.
+    """
+    generation, start = state["generation"] + 1, time.monotonic()
+    candidates = torch.from_numpy(evolution.ask(generation))
+    agent = load_agent(args.logdir, device, fast_precision(device), driving)
+    tracks = track_seeds("train", len(candidates), args.seed, generation)
+    environments = make_simulator(simulator, tracks, available_cores())
+    try:
+        mean, covariance, steps = seen_in_driving(agent, candidates, environments, args.patience)
+    finally:
+        environments.close()
+    if not covariance.trace() > 0:
+        raise UserError(f"--refine-from {generation}: z and h are constant or NaN, V or M broken")
+    evolution.refine(even_basis(mean, covariance), args.refine_sigma)
+    state["steps"] += steps
+    state["seconds"] += time.monotonic() - start
+    print(
+        f"even steps from generation {generation} on (--refine-from); sigma is now of the actions",
+        flush=True,
+    )
+
+
+def screen(
+    pool: WorkerPool,
+    simulator: str,
+    mean: np.ndarray,
+    n: int,
+    generation: int,
+    args: argparse.Namespace,
+) -> tuple[list[int], int]:
+    """The n tracks of a generation, half of them hard, and the steps it took to find these.
+
+    A good controller leaves the road on one track of ten or twenty, and the candidates around it on
+    the same ones. Few generations would show them any of these.
+    """
+    drawn = track_seeds("train", max(n, args.refine_screen), args.seed, generation)
+    returns, lengths = run_rollouts(pool, simulator, mean[None], drawn, patience=args.patience)
+    print(
+        f"screening: the mean returns {returns.mean():.1f} +- {returns.std():.1f} on "
+        f"{len(drawn)} tracks, minimum {returns.min():.1f}",
+        flush=True,
+    )
+    worst = returns[0].argsort().tolist()  # NaN last
+    hard, others = worst[: -(-n // 2)], sorted(worst[-(-n // 2) :])
+    return [drawn[i] for i in hard + others[: n // 2]], int(lengths.sum())
 
 
 def run_generation(
@@ -402,7 +495,9 @@ def run_generation(
     candidates = evolution.ask(generation)
     # The same tracks for all candidates, so that luck with tracks does not choose among them.
     n_samples = state["n-samples"]
-    tracks = track_seeds("train", n_samples, args.seed, generation)
+    tracks, steps = track_seeds("train", n_samples, args.seed, generation), 0
+    if evolution.refined and args.refine_screen:
+        tracks, steps = screen(pool, simulator, evolution.mean, n_samples, generation, args)
     with tqdm(
         total=args.pop_size * n_samples,
         unit="rollout",
@@ -414,9 +509,9 @@ def run_generation(
             pool, simulator, candidates, tracks, bar.update, args.patience
         )
     fitness = worst_for_nan(returns)
-    evolution.tell(candidates, fitness)
+    evolution.tell(fitness)
     seconds = time.monotonic() - start
-    steps = int(lengths.sum())
+    steps += int(lengths.sum())
     state["generation"] = generation
     state["steps"] += steps
     state["seconds"] += seconds

@@ -105,6 +105,32 @@ class AgentPolicy:
         return actions.cpu().numpy()[ids]
 
 
+@torch.inference_mode()
+def seen_in_driving(
+    agent: Agent, parameters: Tensor, simulator, patience: int = 0
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean (D,) and covariance (D, D) of [z h], what n controllers (n, P) see in n episodes.
+
+    Without an M of z alone. Each controller drives one episode of the simulator. The third is
+    the number of frames in all.
+    """
+    policy = AgentPolicy(agent, parameters)
+    frames_seen, total, squares = 0, 0.0, 0.0
+
+    def noting(ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        nonlocal frames_seen, total, squares
+        mu = agent.observe(torch.from_numpy(np.ascontiguousarray(frames)).to(agent.device))
+        seen = torch.cat([mu, policy.h[torch.from_numpy(ids)]], dim=1).double().cpu().numpy()
+        frames_seen += len(seen)
+        total = total + seen.sum(axis=0)
+        squares = squares + seen.T @ seen
+        return policy(ids, frames)
+
+    play(simulator, len(parameters), len(parameters), noting, patience=patience)
+    mean = total / frames_seen
+    return mean, squares / frames_seen - np.outer(mean, mean), frames_seen
+
+
 @torch.no_grad()
 def turn_in_place(
     agent: Agent, parameters: Tensor, h: Tensor, c: Tensor, frames: Tensor, underway: Tensor

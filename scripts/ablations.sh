@@ -24,7 +24,8 @@ folder=$logdir/ablations
 results=${RESULTS:-$folder/results.json}
 all="base no_patience full_covariance sigma_0.05 sigma_0.2 population_96_with_1_rollout
     population_16_with_6_rollouts growing_rollouts squashed_actions untrained_mdrnn no_mdrnn
-    full_covariance_untrained_mdrnn full_covariance_no_mdrnn full_covariance_no_patience"
+    full_covariance_untrained_mdrnn full_covariance_no_mdrnn full_covariance_no_patience
+    full_covariance_refined full_covariance_refined_unscreened"
 [[ $models == "$logdir" ]] && all+=" models_of_round_1 without_gymnasium_episodes"
 only=${ONLY:-$all}
 for name in $only; do
@@ -115,6 +116,8 @@ choice no_mdrnn "$models" --diagonal --no-mdrnn
 choice full_covariance_untrained_mdrnn "$models" --untrained-mdrnn
 choice full_covariance_no_mdrnn "$models" --no-mdrnn
 choice full_covariance_no_patience "$models" --patience 0
+choice full_covariance_refined "$models" --refine-from 21
+choice full_covariance_refined_unscreened "$models" --refine-from 21 --refine-screen 0
 choice models_of_round_1 "$logdir/round_1" --diagonal
 
 # V and M of the same data, less the episodes of Gymnasium, with the options of reproduce.sh.

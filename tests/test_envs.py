@@ -13,7 +13,7 @@ from envs.parallel import (
     setup_worker,
     start_workers,
 )
-from envs.rollouts import AgentPolicy, play
+from envs.rollouts import AgentPolicy, play, seen_in_driving
 from envs.simulator import GymnasiumSimulator, make_simulator
 from envs.tracks import PURPOSES, track_seeds
 from envs.viewer import Video
@@ -358,3 +358,35 @@ def test_a_gif_has_every_second_frame_at_half_size_and_real_speed(tmp_path):
             frame = np.asarray(gif.convert("RGB")).astype(int)
             for x, y in ((100, 100), (350, 50)):  # the car's picture, and what V sees
                 assert abs(frame[y, x] - shade).max() < 8
+
+
+@pytest.mark.parametrize("driving", [DEFAULT, Driving(memory="none")])
+def test_what_is_seen_in_driving_is_z_and_the_h_beside_it(driving, experiment):
+    """Against V, M and numpy, one episode after the other."""
+    agent = load_agent(experiment, torch.device("cpu"), torch.float32, driving)
+    size = 867 if driving == DEFAULT else 99
+    parameters = torch.randn(3, size, generator=torch.Generator().manual_seed(0)) * 0.1
+    seeds = track_seeds("train", 3, 0)
+    environments = GymnasiumSimulator(seeds)
+    mean, covariance, steps = seen_in_driving(agent, parameters, environments, patience=12)
+    environments.close()
+
+    rows = []
+    for seed, weights in zip(seeds, parameters, strict=True):
+        h, c = agent.initial_state(1)
+
+        def drive(ids, frames, weights=weights):
+            nonlocal h, c
+            seen = torch.from_numpy(np.ascontiguousarray(frames))
+            rows.append(torch.cat([agent.observe(seen), h], dim=1)[0].detach().numpy())
+            action, h, c = agent.step(seen, weights[None], h, c)
+            return action.numpy()
+
+        environments = GymnasiumSimulator([seed])
+        play(environments, 1, 1, drive, patience=12)
+        environments.close()
+    rows = np.array(rows, np.float64)
+    assert steps == len(rows)
+    assert rows.shape[1] == len(mean) == (288 if driving == DEFAULT else 32)
+    np.testing.assert_allclose(mean, rows.mean(0), atol=1e-4)
+    np.testing.assert_allclose(covariance, np.cov(rows.T, bias=True), atol=1e-4)

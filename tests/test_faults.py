@@ -77,7 +77,10 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(stage, tmp_path):
         assert_same(whole, killed)
 
 
-@pytest.mark.parametrize("switch, every", [([], 2), (["--gymnasium-from", 2], 3)])
+@pytest.mark.parametrize(
+    "switch, every",
+    [([], 2), (["--gymnasium-from", 2], 3), (["--refine-from", 2, "--refine-screen", 2], 3)],
+)
 def test_a_controller_training_that_was_killed_ends_as_if_it_had_not_been(
     switch, every, run_here, tmp_path
 ):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import distributions as D
 
 from models.agent import ACTION_HIGH, ACTION_LOW, Agent
-from models.controller import PARAMETERS, Controller, act_batch
+from models.controller import PARAMETERS, Controller, act_batch, even_basis
 from models.inference import PackedEncoder, inference_encoder
 from models.mdrnn import MDRNN, Prediction, mdrnn_losses, mixture_nll
 from models.vae import VAE, Encoder, sample_latent, vae_loss
@@ -259,3 +259,33 @@ def test_agent_step_is_encode_act_recur_with_the_executed_action():
     for g, want in zip(got, (action, next_h, next_c), strict=True):
         torch.testing.assert_close(g, want, atol=1e-4, rtol=1e-4)
     assert not hasattr(agent, "decoder")
+
+
+def test_even_steps_change_the_actions_alike_in_large_components_and_in_small():
+    """The actions of a step are computed by the controller, on inputs as uneven as z and h are."""
+    generator = np.random.default_rng(0)
+    variances = np.logspace(1, -3, 10)
+    axes = np.linalg.qr(generator.standard_normal((10, 10)))[0]
+    # With exactly this mean and covariance:
+    parts = generator.standard_normal((500, 10))
+    parts = np.linalg.qr(parts - parts.mean(0))[0] * np.sqrt(500 * variances)
+    mean = generator.standard_normal(10)
+    seen = mean + parts @ axes.T
+    basis = even_basis(mean, axes * variances @ axes.T)
+
+    def actions(parameters):  # (P,) -> (500, 3)
+        many = torch.from_numpy(parameters).expand(500, -1)
+        return act_batch(many, torch.from_numpy(seen), torch.empty(500, 0)).numpy()
+
+    # Steps are sums of the basis' rows with independent factors of variance 1.
+    squares = np.array([actions(row) ** 2 for row in basis])
+    np.testing.assert_allclose(squares.mean(1).sum(0), 1)
+    # Of this variance each component has what it should, up to a common factor, and a constant
+    # action as much as a component could have at most.
+    weights = basis[:, :10] @ axes  # of the first action, by component
+    shares = (weights**2).sum(0) * variances
+    constant = ((basis[:, :10] @ mean + basis[:, 30]) ** 2).sum()
+    np.testing.assert_allclose(
+        shares / constant, variances / (variances + variances.mean()), rtol=1e-6
+    )
+    assert np.linalg.matrix_rank(basis) == 33

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 import psutil
@@ -27,7 +28,7 @@ from models.agent import DEFAULT, Agent
 from models.mdrnn import MDRNN
 from models.vae import VAE, Encoder
 from scripts.probe import Recording, explained, latents, memories, principal, situation
-from traincontroller import Judge, evaluate
+from traincontroller import Judge, evaluate, screen
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.evolution import Evolution
 from utils.learning import fast_precision
@@ -384,7 +385,7 @@ def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, run_here, tm
     assert load_checkpoint(experiment / "ctrl/best.tar")["about"]["simulator"] == "envpool"
     # What was driven on EnvPool cannot be told to have been Gymnasium's.
     late = run_here(*command, "--gymnasium-from", 1, cwd=tmp_path)
-    assert late.returncode == 2 and "has 1 generations on envpool; use 2 or more" in late.stderr
+    assert late.returncode == 2 and "has 1 generations without it; use 2 or more" in late.stderr
     early = run_script(*command, "--gymnasium-from", 3, "--max-generations", 1, cwd=tmp_path)
     assert "--max-generations 1 comes before --gymnasium-from 3: all on envpool" in early.stdout
     # A target that every controller reaches on either simulator must not end it before Gymnasium.
@@ -414,6 +415,52 @@ def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, run_here, tm
 
     refused = run_here(*command, "--gymnasium-from", 2, cwd=tmp_path)
     assert refused.returncode == 2 and "--gymnasium-from 3" in refused.stderr
+
+
+@pytest.mark.parametrize("n, hard, others", [(3, [4, 9], [0]), (1, [4], []), (4, [4, 9], [0, 1])])
+def test_half_of_the_screened_tracks_are_those_the_mean_returns_least_on(n, hard, others):
+    drawn = track_seeds("train", 10, 7, 5)
+
+    class Pool:
+        def __len__(self):
+            return 2
+
+        def run(self, units, news):
+            for unit in units:
+                assert (unit.simulator, unit.patience) == ("envpool", 100)
+                assert (unit.parameters == 3).all()
+                at = [drawn.index(seed) for seed in unit.seeds]
+                returns = [{4: -20.0, 9: 500.0, 2: np.nan}.get(i, 900.0 - i) for i in at]
+                yield unit.number, (np.array(returns), np.full(len(at), 100))
+
+    args = Namespace(refine_screen=10, seed=7, patience=100)
+    tracks, steps = screen(Pool(), "envpool", np.full(867, 3.0), n, 5, args)
+    assert tracks == [drawn[i] for i in hard + others] and steps == 1000
+
+
+def test_a_training_takes_up_even_steps_in_its_middle_and_keeps_them(
+    experiment, run_here, tmp_path
+):
+    shutil.rmtree(experiment / "ctrl")
+    command = ["traincontroller.py", "--logdir", experiment, "--no-mdrnn", "--patience", 5]
+    command += ["--pop-size", 3, "--n-samples", 1, "--eval-rollouts", 1, "--eval-every", 9]
+    assert run_script(*command, "--max-generations", 1, cwd=tmp_path).returncode == 0
+    late = run_here(*command, "--refine-from", 1, cwd=tmp_path)
+    assert late.returncode == 2 and "--refine-from 1" in late.stderr
+    assert "has 1 generations without it; use 2 or more" in late.stderr
+    command += ["--refine-screen", 4]
+    done = run_script(*command, "--refine-from", 3, "--max-generations", 3, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before, _, after = done.stdout.partition("even steps from generation 3 on")
+    assert "\ngeneration 2:" in before and "\ngeneration 3:" in after
+    assert "screening" not in before and "on 4 tracks" in after
+    again = run_script(*command, "--max-generations", 4, cwd=tmp_path)
+    assert again.returncode == 0 and "even steps from" not in again.stdout
+    state = load_checkpoint(experiment / "ctrl/checkpoint.tar")
+    assert state["options"]["refine-from"] == 3 and state["cma"]["basis"].shape == (99, 99)
+    assert state["state"]["generation"] == 4
+    refused = run_here(*command, "--refine-sigma", 0.1, cwd=tmp_path)
+    assert refused.returncode == 2 and "--refine-sigma 0.1" in refused.stderr
 
 
 def test_controller_stops_at_the_target(experiment, tmp_path):

@@ -121,7 +121,7 @@ def test_evolution_maximises():
     evolution = Evolution(10, sigma=0.3, population=12, seed=0)
     for generation in range(120):
         candidates = evolution.ask(generation)
-        evolution.tell(candidates, -np.square(candidates - 2).sum(1))
+        evolution.tell(-np.square(candidates - 2).sum(1))
     np.testing.assert_allclose(evolution.mean, 2, atol=0.01)
 
 
@@ -131,7 +131,7 @@ def test_evolution_goes_on_with_the_smallest_population(size):
     for generation in range(1, 5):
         candidates = evolution.ask(generation)
         assert candidates.shape == (3, size)
-        evolution.tell(candidates, -np.square(candidates).sum(axis=1))
+        evolution.tell(-np.square(candidates).sum(axis=1))
 
 
 @pytest.mark.parametrize("size, population", [(15, 8), (99, 8), (99, 3)])
@@ -143,14 +143,14 @@ def test_evolution_goes_on_bit_for_bit_from_its_stored_state(diagonal, size, pop
     whole = Evolution(size, 0.2, population, seed=4, diagonal=diagonal)
     for generation in range(1, 31):
         candidates = whole.ask(generation)
-        whole.tell(candidates, fitness(candidates))
+        whole.tell(fitness(candidates))
         if generation == 11:
             save_checkpoint(tmp_path / "c.tar", whole.state_dict())
     resumed = Evolution(size, 0.2, population, seed=4, diagonal=diagonal)
     resumed.load_state_dict(load_checkpoint(tmp_path / "c.tar"))
     for generation in range(12, 31):
         candidates = resumed.ask(generation)
-        resumed.tell(candidates, fitness(candidates))
+        resumed.tell(fitness(candidates))
     assert np.array_equal(whole.mean, resumed.mean) and whole.sigma == resumed.sigma
     assert np.array_equal(whole.ask(31), resumed.ask(31))
 
@@ -163,11 +163,53 @@ def test_the_diagonal_strategy_learns_scales_and_no_correlations():
         evolution = Evolution(30, 0.3, 12, seed=0, diagonal=diagonal)
         for generation in range(300):
             candidates = evolution.ask(generation)
-            evolution.tell(candidates, -(weights * np.square(candidates - 1)).sum(1))
+            evolution.tell(-(weights * np.square(candidates - 1)).sum(1))
         reached[diagonal] = (weights * np.square(evolution.mean - 1)).sum()
     assert reached[True] < reached[False] / 100
     spread = (evolution.ask(301) - evolution.mean).std(0)
     assert spread[:5].mean() > 10 * spread[-5:].mean()
+
+
+def test_refined_evolution_goes_on_from_its_mean_in_the_coordinates_it_is_given():
+    """On a function with axes of very different length in directions that are no coordinate's."""
+    generator = np.random.default_rng(1)
+    axes = np.linalg.qr(generator.standard_normal((30, 30)))[0]
+    lengths = np.logspace(0, -2, 30)
+
+    def fitness(x):
+        return -np.square((x - 1) @ axes / lengths).sum(1)
+
+    reached = {}
+    for refined in (False, True):
+        evolution = Evolution(30, 0.3, 12, seed=0)
+        for generation in range(1, 201):
+            if generation == 21 and refined:
+                before = evolution.mean
+                evolution.refine((axes * lengths).T, 0.5)
+                np.testing.assert_allclose(evolution.mean, before)
+                many = np.concatenate([evolution.ask(k) for k in range(500)]) - before
+                np.testing.assert_allclose((many @ axes).std(0) / lengths, 0.5, rtol=0.05)
+            candidates = evolution.ask(generation)
+            evolution.tell(fitness(candidates))
+        assert evolution.refined == refined
+        reached[refined] = fitness(evolution.mean[None])[0]
+    assert reached[True] > reached[False] / 1000
+
+
+def test_refined_evolution_goes_on_bit_for_bit_from_its_stored_state(tmp_path):
+    basis = np.random.default_rng(2).standard_normal((20, 20)) + 5 * np.eye(20)
+    whole, resumed = (Evolution(20, 0.2, 8, seed=4) for _ in range(2))
+    for generation in range(1, 21):
+        if generation == 6:
+            whole.refine(basis, 0.1)
+        if generation == 11:
+            save_checkpoint(tmp_path / "c.tar", whole.state_dict())
+        whole.tell(-np.abs(whole.ask(generation)).sum(1))
+    resumed.load_state_dict(load_checkpoint(tmp_path / "c.tar"))
+    for generation in range(11, 21):
+        resumed.tell(-np.abs(resumed.ask(generation)).sum(1))
+    assert resumed.refined and np.array_equal(whole.mean, resumed.mean)
+    assert np.array_equal(whole.ask(21), resumed.ask(21)) and whole.sigma == resumed.sigma
 
 
 def setup_squares(index, marks):

@@ -23,21 +23,26 @@ class Evolution:
 
         self.seed = seed
         self._generator = np.random.default_rng(seed)
-        self._es = cma.CMAEvolutionStrategy(
-            np.zeros(size),
-            sigma,
-            {
-                "popsize": population,
-                "CMA_diagonal": diagonal,
-                "randn": lambda *shape: self._generator.standard_normal(shape),
-                "verbose": -9,
-            },
-        )
+        options = {
+            "popsize": population,
+            "CMA_diagonal": diagonal,
+            "randn": lambda *shape: self._generator.standard_normal(shape),
+            "verbose": -9,
+        }
+        self._start = lambda mean, sigma: cma.CMAEvolutionStrategy(mean, sigma, options)
+        self._es = self._start(np.zeros(size), sigma)
+        self._basis: np.ndarray | None = None  # what is searched is y, of the vector y @ basis
+        self._asked = np.empty((0, size))  # the y of the candidates
+
+    @property
+    def refined(self) -> bool:
+        """Whether the search goes on in the coordinates of `refine`."""
+        return self._basis is not None
 
     @property
     def mean(self) -> np.ndarray:
         """The mean of the search distribution, (size,)."""
-        return self._es.mean.copy()
+        return self._es.mean.copy() if self._basis is None else self._es.mean @ self._basis
 
     @property
     def sigma(self) -> float:
@@ -47,16 +52,30 @@ class Evolution:
     def ask(self, generation: int) -> np.ndarray:
         """The candidates of a generation, (population, size) float64."""
         self._generator = np.random.default_rng([self.seed, generation])
-        return np.stack(self._es.ask())
+        self._asked = np.stack(self._es.ask())
+        return self._asked.copy() if self._basis is None else self._asked @ self._basis
 
-    def tell(self, candidates: np.ndarray, fitness: np.ndarray) -> None:
-        """Update the search distribution; fitness (population,) is to be maximised."""
-        self._es.tell(list(candidates), (-fitness).tolist())
+    def tell(self, fitness: np.ndarray) -> None:
+        """Update the search distribution by the fitness (population,) of the candidates that were
+        asked for last; it is to be maximised."""
+        self._es.tell(list(self._asked), (-fitness).tolist())
+
+    def refine(self, basis: np.ndarray, sigma: float) -> None:
+        """Start anew from the mean, with candidates mean + sigma * y @ basis, y standard normal.
+
+        The basis (size, size) is regular. CMA-ES would not notice the new coordinates if it had
+        the time to learn the covariance that they stand for: in n dimensions some n^2 candidates.
+        """
+        start = np.linalg.solve(basis.T, self.mean)
+        self._es, self._basis = self._start(start, sigma), basis
 
     def state_dict(self) -> dict:
         """All numbers and arrays of the strategy, as plain data and tensors."""
         seen: dict[int, torch.Tensor] = {}
-        return {name: _dump(part, seen) for name, part in self._parts().items()}
+        state = {name: _dump(part, seen) for name, part in self._parts().items()}
+        if self._basis is not None:
+            state["basis"] = torch.from_numpy(self._basis)
+        return state
 
     def load_state_dict(self, state: dict) -> None:
         """Put back what `state_dict` gave, into a strategy of the same size and population."""
@@ -64,6 +83,7 @@ class Evolution:
         seen: dict[int, np.ndarray] = {}
         for name, part in self._parts().items():
             _restore(part, state[name], seen)
+        self._basis = state["basis"].numpy() if "basis" in state else None
 
     def _parts(self) -> dict:
         """The objects that change from generation to generation."""
