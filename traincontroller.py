@@ -463,6 +463,7 @@ def screen(
     n: int,
     generation: int,
     args: argparse.Namespace,
+    writer: SummaryWriter,
 ) -> tuple[list[int], int]:
     """The n tracks of a generation, half of them hard, and the steps it took to find these.
 
@@ -476,6 +477,7 @@ def screen(
         f"{len(drawn)} tracks, minimum {returns.min():.1f}",
         flush=True,
     )
+    writer.add_scalar("return/of_the_mean", returns.mean(), generation)
     worst = returns[0].argsort().tolist()  # NaN last
     hard, others = worst[: -(-n // 2)], sorted(worst[-(-n // 2) :])
     return [drawn[i] for i in hard + others[: n // 2]], int(lengths.sum())
@@ -497,7 +499,7 @@ def run_generation(
     n_samples = state["n-samples"]
     tracks, steps = track_seeds("train", n_samples, args.seed, generation), 0
     if evolution.refined and args.refine_screen:
-        tracks, steps = screen(pool, simulator, evolution.mean, n_samples, generation, args)
+        tracks, steps = screen(pool, simulator, evolution.mean, n_samples, generation, args, writer)
     with tqdm(
         total=args.pop_size * n_samples,
         unit="rollout",

@@ -418,7 +418,7 @@ def test_a_training_ends_on_gymnasium_and_goes_on_there(experiment, run_here, tm
 
 
 @pytest.mark.parametrize("n, hard, others", [(3, [4, 9], [0]), (1, [4], []), (4, [4, 9], [0, 1])])
-def test_half_of_the_screened_tracks_are_those_the_mean_returns_least_on(n, hard, others):
+def test_half_of_the_screened_tracks_are_those_the_mean_returns_least_on(n, hard, others, tmp_path):
     drawn = track_seeds("train", 10, 7, 5)
 
     class Pool:
@@ -434,7 +434,8 @@ def test_half_of_the_screened_tracks_are_those_the_mean_returns_least_on(n, hard
                 yield unit.number, (np.array(returns), np.full(len(at), 100))
 
     args = Namespace(refine_screen=10, seed=7, patience=100)
-    tracks, steps = screen(Pool(), "envpool", np.full(867, 3.0), n, 5, args)
+    with SummaryWriter(str(tmp_path)) as writer:
+        tracks, steps = screen(Pool(), "envpool", np.full(867, 3.0), n, 5, args, writer)
     assert tracks == [drawn[i] for i in hard + others] and steps == 1000
 
 
