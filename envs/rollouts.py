@@ -105,7 +105,7 @@ class AgentPolicy:
         return actions.cpu().numpy()[ids]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def seen_in_driving(
     agent: Agent, parameters: Tensor, simulator, patience: int = 0
 ) -> tuple[np.ndarray, np.ndarray, int]:
