@@ -303,6 +303,11 @@ def train(args: argparse.Namespace) -> None:
             f"--max-generations {args.max_generations} comes before --gymnasium-from "
             f"{gymnasium_from}: all on {simulator} till then"
         )
+    if 0 < args.max_generations < refine_from:
+        print(
+            f"--max-generations {args.max_generations} comes before --refine-from {refine_from}: "
+            "nothing is refined till then"
+        )
     if args.noreload:
         set_aside(folder)
     options = {
@@ -417,7 +422,7 @@ def train(args: argparse.Namespace) -> None:
                 break
             if generation + 1 == gymnasium_from:
                 print(f"on gymnasium from generation {gymnasium_from} on (--gymnasium-from)")
-            if generation + 1 == refine_from and not evolution.refined:
+            if generation + 1 == refine_from:
                 refine(evolution, state, simulator_of(refine_from), driving, device, args)
             run_generation(pool, simulator_of(generation + 1), evolution, state, args, writer)
             save()
@@ -446,7 +451,10 @@ def refine(
     finally:
         environments.close()
     if not covariance.trace() > 0:
-        raise UserError(f"--refine-from {generation}: z and h are constant or NaN, V or M broken")
+        raise UserError(
+            f"--refine-from {generation}: z and h are constant or NaN, so V or M in {args.logdir} "
+            "are broken; train them again"
+        )
     evolution.refine(even_basis(mean, covariance), args.refine_sigma)
     state["steps"] += steps
     state["seconds"] += time.monotonic() - start

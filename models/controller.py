@@ -52,13 +52,13 @@ def act_batch(parameters: Tensor, latent: Tensor, h: Tensor) -> Tensor:
 def even_basis(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """Steps of a controller's parameters that change its actions evenly, as a basis (P, P).
 
-    `mean` (D,) and `covariance` C (D, D) are those of what it sees, x = [z h]. Random weights
-    change the actions where x varies most: of the variance of C the first four of its 288 principal
-    components have three quarters, while such things as the car's speed are told by the smaller
-    ones. So the weights of an action are y (C + v)^(-1/2), with v the mean variance of a component,
-    on x - mean: the components that vary more than v change the actions alike, and the others as
-    their weights allow. With standard normal y each raw action varies with a standard deviation of
-    1. Parameters are in the order of `Controller.flat_parameters`.
+    `mean` (D,) and `covariance` K (D, D) are those of what it sees, x = [z h]. Random weights
+    change the actions where x varies most: the first four of 288 principal components have three
+    quarters of the variance, while such things as the car's speed are told by the smaller ones. So
+    the weights of an action are y (K + v I)^(-1/2), with v the mean variance of a component, on
+    x - mean: the components that vary more than v change the actions alike, and the others as their
+    weights allow. With standard normal y each raw action varies with a standard deviation of 1.
+    Parameters are in the order of `Controller.flat_parameters`.
     """
     size = len(mean)
     variances, axes = np.linalg.eigh(covariance)

@@ -450,6 +450,8 @@ def test_a_training_takes_up_even_steps_in_its_middle_and_keeps_them(
     assert late.returncode == 2 and "--refine-from 1" in late.stderr
     assert "has 1 generations without it; use 2 or more" in late.stderr
     command += ["--refine-screen", 4]
+    early = run_script(*command, "--refine-from", 3, "--max-generations", 1, cwd=tmp_path)
+    assert "--max-generations 1 comes before --refine-from 3" in early.stdout
     done = run_script(*command, "--refine-from", 3, "--max-generations", 3, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     before, _, after = done.stdout.partition("even steps from generation 3 on")

@@ -56,8 +56,10 @@ class Evolution:
         return self._asked.copy() if self._basis is None else self._asked @ self._basis
 
     def tell(self, fitness: np.ndarray) -> None:
-        """Update the search distribution by the fitness (population,) of the candidates that were
-        asked for last; it is to be maximised."""
+        """Update the search distribution; fitness (population,) is to be maximised.
+
+        It is that of the candidates that were asked for last.
+        """
         self._es.tell(list(self._asked), (-fitness).tolist())
 
     def refine(self, basis: np.ndarray, sigma: float) -> None:
