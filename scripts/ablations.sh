@@ -3,8 +3,8 @@
 # steps; each is scored on 100 test tracks of EnvPool, others than those of the published scores, so
 # that nothing is chosen by these. Then a table of all scores, which are kept in RESULTS
 # (LOGDIR/ablations/results.json). Stopped at any point and run again, it continues, and what has its
-# scores in RESULTS is not trained again, on whatever machine that was. Some 20 minutes for each
-# training on 2 cores.
+# scores in RESULTS is not trained again, on whatever machine that was. 20 to 35 minutes for
+# each training on 2 cores.
 #
 #   bash scripts/ablations.sh                            all of them
 #   ONLY="base no_patience" bash scripts/ablations.sh    some; the table shows all that are there
