@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The full experiment, from nothing to the scores on 100 tracks: 111 minutes on 2 cores of an Intel
-# Xeon without a GPU, longer on slower ones (docs/experiments.md, also for what it has reached).
-# Stopped at any point and run again, it continues. LOGDIR, relative to the repository, chooses
-# another folder.
+# The full experiment, from nothing to the scores on 100 tracks: 111 minutes on 2 cores of a recent
+# Intel Xeon without a GPU, longer on older ones (docs/experiments.md, also for what it has reached
+# so far). Stopped at any point and run again, it continues. LOGDIR, relative to the repository,
+# chooses another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
