@@ -4,7 +4,8 @@
 # that nothing is chosen by these. Then a table of all scores, which are kept in RESULTS
 # (LOGDIR/ablations/results.json). Stopped at any point and run again, it continues, and what has its
 # scores in RESULTS is not trained again, on whatever machine that was. 20 to 35 minutes for
-# each training on 2 cores.
+# each training on 2 cores, 70 for `full_covariance_gymnasium`, which is evaluated on 50 tracks
+# instead of 100 because Gymnasium is so much slower.
 #
 #   bash scripts/ablations.sh                            all of them
 #   ONLY="base no_patience" bash scripts/ablations.sh    some; the table shows all that are there
@@ -25,7 +26,7 @@ results=${RESULTS:-$folder/results.json}
 all="base no_patience full_covariance sigma_0.05 sigma_0.2 population_96_with_1_rollout
     population_16_with_6_rollouts growing_rollouts squashed_actions untrained_mdrnn no_mdrnn
     full_covariance_untrained_mdrnn full_covariance_no_mdrnn full_covariance_no_patience
-    full_covariance_refined full_covariance_refined_unscreened"
+    full_covariance_refined full_covariance_refined_unscreened full_covariance_gymnasium"
 [[ $models == "$logdir" ]] && all+=" models_of_round_1 without_gymnasium_episodes"
 only=${ONLY:-$all}
 for name in $only; do
@@ -118,6 +119,7 @@ choice full_covariance_no_mdrnn "$models" --no-mdrnn
 choice full_covariance_no_patience "$models" --patience 0
 choice full_covariance_refined "$models" --refine-from 21
 choice full_covariance_refined_unscreened "$models" --refine-from 21 --refine-screen 0
+choice full_covariance_gymnasium "$models" --gymnasium-from 21 --eval-rollouts 50
 choice models_of_round_1 "$logdir/round_1" --diagonal
 
 # V and M of the same data, less the episodes of Gymnasium, with the options of reproduce.sh.
