@@ -111,7 +111,8 @@ def parse_arguments() -> argparse.Namespace:
         "--max-workers",
         type=positive_int,
         default=available_cores(),
-        help="worker processes at most; worker i computes on GPU i modulo the visible GPUs",
+        help="worker processes at most; worker i computes on GPU i modulo the visible GPUs, "
+        "where each holds a CUDA context and what it says after its first unit of work",
     )
     parser.add_argument(
         "--patience",

@@ -49,7 +49,8 @@ def machine() -> dict[str, str]:
     return {
         "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "cores": str(available_cores()),
-        "device": describe(device, fast_precision(device)),
+        "threads": str(torch.get_num_threads()),
+        "device": describe(device, fast_precision(device)).removeprefix("device: "),
         "python": platform.python_version(),
         **packages,
     }

@@ -35,12 +35,12 @@ def one_at_a_time(index: int, clock, logdir) -> int:
     agent = load_agent(logdir, device, fast_precision(device))
     env = gym.make("CarRacing-v3")
     frame, _ = env.reset(seed=index)
-    h, c = agent.initial_state(1)
-    controller = torch.from_numpy(parameters(1)).to(device)
+    policy, ids = AgentPolicy(agent, torch.from_numpy(parameters(1))), np.arange(1)
+    for _ in range(1 + WARM_UP):
+        policy(ids, frame[None])
     clock()
     for _ in range(MAX_STEPS):
-        actions, h, c = agent.step(torch.from_numpy(frame[None]).to(device), controller, h, c)
-        frame, _, terminated, truncated, _ = env.step(actions[0].cpu().numpy())
+        frame, _, terminated, truncated, _ = env.step(policy(ids, frame[None])[0])
         if terminated or truncated:
             frame, _ = env.reset()
     return MAX_STEPS

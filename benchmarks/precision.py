@@ -1,7 +1,5 @@
 """What the fast precision changes of the driving: returns of `pretrained/` on the same tracks."""
 
-import sys
-
 import numpy as np
 import torch
 
@@ -32,7 +30,7 @@ def play_tracks(precision: torch.dtype) -> np.ndarray:
 def measure(_: int) -> list[Row]:
     fast = fast_precision(choose_device("auto"))
     if fast == torch.float32:
-        print("V drives in float32 on this device: nothing to compare", file=sys.stderr)
+        print("V drives in float32 on this device: nothing to compare")
         return []
     stage = f"driving, V in {str(fast).removeprefix('torch.')}, {TRACKS} tracks"
     ours = play_tracks(fast)
