@@ -112,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
         type=positive_int,
         default=available_cores(),
         help="worker processes at most; worker i computes on GPU i modulo the visible GPUs, "
-        "where each holds a CUDA context and what it says after its first unit of work",
+        "and says how much of its memory it holds",
     )
     parser.add_argument(
         "--patience",

@@ -49,7 +49,6 @@ def machine() -> dict[str, str]:
     return {
         "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "cores": str(available_cores()),
-        "threads": str(torch.get_num_threads()),
         "device": describe(device, fast_precision(device)).removeprefix("device: "),
         "python": platform.python_version(),
         **packages,
@@ -85,7 +84,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
-    parser = script_parser("Measure speed and memory of each stage; takes about half an hour.")
+    parser = script_parser("Measure speed and memory of each stage; takes half an hour to an hour.")
     parser.add_argument(
         "--only", nargs="+", choices=STAGES, default=STAGES, help="the stages to measure"
     )

@@ -63,8 +63,8 @@ def training_precision(device: torch.device) -> torch.dtype:
 def describe(device: torch.device, precision: torch.dtype) -> str:
     """One line about where a script computes, for the terminal."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"device: {device} ({name}{threads}), {str(precision).removeprefix('torch.')}"
+    threads = f"{torch.get_num_threads()} threads"
+    return f"device: {device} ({name}, {threads}), {str(precision).removeprefix('torch.')}"
 
 
 def require_finite(loss: float, label: str, advice: str) -> None:
