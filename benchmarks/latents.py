@@ -1,7 +1,7 @@
 """Encoding a data set to latents on disk, against the encoder's forward pass alone.
 
 First against V's encoder as it is trained, then against the one that does the encoding
-(`models.inference.PackedEncoder`, where the processor has bfloat16).
+(on a CPU `models.inference.PackedEncoder`).
 """
 
 import shutil
