@@ -56,7 +56,9 @@ def start(logdir: Path, seed: int, *more: str) -> subprocess.Popen:
 
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    return [p for p in process.children() if "spawn_main" in " ".join(p.cmdline())]
+    """The children of the server that multiprocessing forks them from."""
+    servers = [p for p in process.children() if "forkserver" in " ".join(p.cmdline())]
+    return [worker for server in servers for worker in server.children()]
 
 
 def disturb(training: subprocess.Popen, args: Namespace) -> list[tuple[float, float]]:

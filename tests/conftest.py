@@ -1,6 +1,7 @@
 """What the tests share: small data sets and experiments, and ways to run the scripts."""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import subprocess
@@ -43,11 +44,21 @@ def write_dataset(rootdir: Path, lengths: list[int]) -> Path:
     return rootdir
 
 
-def fork(script, *arguments, cwd, env=None, stdout=os.devnull, stderr=os.devnull) -> BaseProcess:
-    """Start one of the repository's scripts in a process that has done most imports already."""
-    server = multiprocessing.get_context("forkserver")
+@pytest.fixture(scope="session", autouse=True)
+def import_once():
+    """Start the server from which scripts and workers are forked, with most of their imports."""
     # torch._dynamo is what the first optimizer imports.
-    server.set_forkserver_preload(["torch", "torch._dynamo", "tensorboardX"])
+    modules = ["torch", "torch._dynamo", "tensorboardX", "cma", "envpool"]
+    multiprocessing.forkserver.set_forkserver_preload(modules)
+    multiprocessing.forkserver.ensure_running()
+
+
+def fork(script, *arguments, cwd, env=None, stdout=os.devnull, stderr=os.devnull) -> BaseProcess:
+    """Start one of the repository's scripts in a process that has done most imports already.
+
+    Its workers come from the same server, `import_once`, and have done them too.
+    """
+    server = multiprocessing.get_context("forkserver")
     command = [str(ROOT / script), *map(str, arguments)]
     environment = dict(os.environ if env is None else env)
     process = server.Process(target=forked, args=(command, cwd, environment, stdout, stderr))
