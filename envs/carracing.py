@@ -28,7 +28,7 @@ class SwiftCarRacing(CarRacing):
     The parent turns the corners of 400 squares of grass and some 300 tiles one by one in every
     step, to find that most are out of sight; makes a window of 3 MB, and a font for the score.
     Here NumPy finds what is in sight, and what lasts is kept. What is drawn, the parent's own
-    methods draw. Only the frames of `step` are made like this, not what a spectator sees.
+    methods draw. What a spectator sees has its road from here, and the rest from the parent.
     """
 
     # One for all environments of a process, which draw one after the other: it has 3 MB.
@@ -78,9 +78,6 @@ class SwiftCarRacing(CarRacing):
 
         A point p of the world is at zoom * (p turned by `angle`) + `place` in the window.
         """
-        if self.surf is not self._canvas:  # of what a spectator sees
-            super()._render_road(zoom, place, angle)
-            return
         turn = zoom * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         window = np.array([WINDOW_W, WINDOW_H])
         window_corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) * window

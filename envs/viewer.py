@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from models.inference import inference_encoder
 from models.vae import VAE
 from utils.cli import UserError
 from utils.files import TEMPORARY
@@ -52,7 +53,8 @@ class Video:
     def __init__(self, path: Path, vae: VAE):
         import imageio.v2 as imageio
 
-        self.path, self.vae = path, vae.eval()
+        self.path, self.decoder = path, vae.decoder.eval()
+        self.encoder = inference_encoder(vae.encoder, torch.device("cpu"), torch.float32)
         self.gif = path.suffix == ".gif"
         self.unfinished = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")
         self.frames = 0
@@ -76,7 +78,7 @@ class Video:
         if self.gif and self.frames % 2 == 0:
             return
         seen = to_64(torch.from_numpy(np.ascontiguousarray(observation))[None])
-        kept = self.vae.decoder(self.vae.encoder.mean(pixels_to_unit(seen)))[0]
+        kept = self.decoder(self.encoder.mean(pixels_to_unit(seen)))[0]
         kept = (kept.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
         panels = [
             np.asarray(Image.fromarray(view).resize((PANEL, PANEL), Image.Resampling.NEAREST))

@@ -88,7 +88,9 @@ def test_gymnasium_episodes_are_those_of_gymnasium():
         ids = np.array([episode])
         frame, _ = env.reset(seed=seeds[episode])
         np.testing.assert_array_equal(environments.reset(ids)[0], frame)
-        for action in actions:
+        for step, action in enumerate(actions):
+            if step % 20 == 0:  # what a spectator sees
+                np.testing.assert_array_equal(environments.picture(episode), env.render())
             frame, reward, terminated, _, _ = env.step(action)
             frames, rewards, ended, _ = environments.step(ids, action[None])
             np.testing.assert_array_equal(frames[0], frame)
