@@ -91,9 +91,10 @@ def generate(tmp_path, *arguments, rootdir="data", run=run_script):
 
 def test_generation_is_exact_and_reproducible_whatever_the_threads(tmp_path):
     pytest.importorskip("envpool")
-    generate(tmp_path, "--rollouts", 3, "--threads", 2, "--seed", 5).check_returncode()
-    generate(tmp_path, "--rollouts", 3, "--threads", 1, "--seed", 5, rootdir="one")
-    white = ["--seed", 6, "--policy", "white"]
+    brown = ["--rollouts", 3, "--seed", 5, "--patience", 100]  # of different length, and short
+    generate(tmp_path, *brown, "--threads", 2).check_returncode()
+    generate(tmp_path, *brown, "--threads", 1, rootdir="one")
+    white = ["--seed", 6, "--policy", "white", "--patience", 300]
     generate(tmp_path, "--rollouts", 1, "--threads", 1, *white, rootdir="six")
     two, one = list_episodes(tmp_path / "data"), list_episodes(tmp_path / "one")
     assert [f.name for f in two] == [
@@ -115,17 +116,18 @@ def test_generation_is_exact_and_reproducible_whatever_the_threads(tmp_path):
 
 def test_generation_makes_only_what_is_missing_and_refuses_contradictions(run_here, tmp_path):
     pytest.importorskip("envpool")
-    generate(tmp_path, "--rollouts", 1, "--threads", 1).check_returncode()
+    short = ["--patience", 30]
+    generate(tmp_path, "--rollouts", 1, "--threads", 1, *short).check_returncode()
     first = tmp_path / "data" / "thread_0" / "rollout_0.npz"
     before = first.read_bytes()
     time_before = first.stat().st_mtime_ns
-    done = generate(tmp_path, "--rollouts", 2, "--threads", 3)
+    done = generate(tmp_path, "--rollouts", 2, "--threads", 3, *short)
     assert "1 episodes there, 1 of 2 to make" in done.stdout
     assert first.stat().st_mtime_ns == time_before
     assert len(list_episodes(tmp_path / "data")) == 2
-    assert "0 of 2 to make" in generate(tmp_path, "--rollouts", 2, run=run_here).stdout
+    assert "0 of 2 to make" in generate(tmp_path, "--rollouts", 2, *short, run=run_here).stdout
     for option, value in (("--policy", "white"), ("--seed", "1"), ("--simulator", "gymnasium")):
-        refused = generate(tmp_path, "--rollouts", 2, option, value, run=run_here)
+        refused = generate(tmp_path, "--rollouts", 2, *short, option, value, run=run_here)
         assert refused.returncode == 2 and f"{option} {value}" in refused.stderr
         assert len(refused.stderr.strip().splitlines()) == 1
     assert first.read_bytes() == before
@@ -133,7 +135,7 @@ def test_generation_makes_only_what_is_missing_and_refuses_contradictions(run_he
 
 def test_killed_generation_leaves_no_half_written_episode(tmp_path):
     command = [sys.executable, str(ROOT / "data/generation_script.py"), "--rollouts", "40"]
-    command += ["--threads", "2", "--rootdir", str(tmp_path / "data")]
+    command += ["--threads", "2", "--rootdir", str(tmp_path / "data"), "--patience", "100"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(tmp_path.glob("data/thread_*/*.npz")):
