@@ -1,7 +1,7 @@
 """Encoding a data set to latents on disk, against the encoder's forward pass alone.
 
 First against V's encoder as it is trained, then against the one that does the encoding
-(on a CPU `models.inference.PackedEncoder`).
+(on a CPU `models.inference.PackedEncoder`, in float32 packed for few frames only).
 """
 
 import shutil

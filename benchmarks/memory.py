@@ -27,7 +27,7 @@ MIB = 2**20
 def watch(
     script: subprocess.Popen, seconds: float, to_its_end: bool = False
 ) -> tuple[float, float]:
-    """Peak MiB of a script and of its largest descendant in its first `seconds`; then it is ended.
+    """Peak MiB of a script and of its largest child in its first `seconds`; then it is ended.
 
     Raises UserError where it failed, or was not done in that time although it should be.
     """
@@ -36,7 +36,7 @@ def watch(
     while time.monotonic() < end and script.poll() is None:
         try:
             parent = max(parent, peak_memory(script.pid))
-            for process in psutil.Process(script.pid).children(recursive=True):
+            for process in psutil.Process(script.pid).children():
                 child = max(child, peak_memory(process.pid))
         except (RuntimeError, FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
             pass  # one of them ended in between

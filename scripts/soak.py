@@ -56,9 +56,7 @@ def start(logdir: Path, seed: int, *more: str) -> subprocess.Popen:
 
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    """The children of the server that multiprocessing forks them from."""
-    servers = [p for p in process.children() if "forkserver" in " ".join(p.cmdline())]
-    return [worker for server in servers for worker in server.children()]
+    return [p for p in process.children() if "spawn_main" in " ".join(p.cmdline())]
 
 
 def disturb(training: subprocess.Popen, args: Namespace) -> list[tuple[float, float]]:

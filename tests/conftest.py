@@ -51,12 +51,23 @@ def import_once():
     modules = ["torch", "torch._dynamo", "tensorboardX", "cma", "envpool"]
     multiprocessing.forkserver.set_forkserver_preload(modules)
     multiprocessing.forkserver.ensure_running()
+    workers_from_server()
+
+
+def workers_from_server():
+    """From now on this process's workers come from the server, instead of being spawned.
+
+    They have the environment of the tests, not that of the script. Scripts that the tests start
+    as a user does, with an interpreter of their own, spawn their workers.
+    """
+    server = multiprocessing.get_context("forkserver")
+    multiprocessing.get_context = lambda method=None: server
 
 
 def fork(script, *arguments, cwd, env=None, stdout=os.devnull, stderr=os.devnull) -> BaseProcess:
     """Start one of the repository's scripts in a process that has done most imports already.
 
-    Its workers come from the same server, `import_once`, and have done them too.
+    So have its workers: see `workers_from_server`.
     """
     server = multiprocessing.get_context("forkserver")
     command = [str(ROOT / script), *map(str, arguments)]
@@ -72,8 +83,9 @@ def forked(command, cwd, environment, stdout, stderr):
     os.chdir(cwd)
     for descriptor, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), descriptor)
-    # This script's workers come from the server it comes from, not from one of its own.
+    # Python would start another server for it, with the imports to do.
     multiprocessing.forkserver._forkserver.ensure_running = lambda: None
+    workers_from_server()
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
 
@@ -136,7 +148,7 @@ def make_experiment(logdir: Path) -> Path:
     ahead = Controller()
     with torch.no_grad():
         ahead.fc.weight.zero_()
-        ahead.fc.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+        ahead.fc.bias.copy_(torch.tensor([0.0, 0.5, 0.0]))
     controller = {"epoch": 3, "reward": -20.0, "state_dict": ahead.state_dict()}
     save_checkpoint(logdir / "ctrl" / "best.tar", controller)
     return logdir

@@ -50,10 +50,7 @@ class WorkerPool:
 
     def __init__(self, count: int, setup: Callable[..., Work], arguments: tuple, log_dir: Path):
         log_dir.mkdir(parents=True, exist_ok=True)
-        # Fork would copy the state of CUDA and of threads. The server has none: it imports torch,
-        # once for all workers and their successors. Apple's libraries bear no fork at all.
-        self._context = mp.get_context("forkserver" if sys.platform == "linux" else "spawn")
-        self._context.set_forkserver_preload(["torch"])
+        self._context = mp.get_context("spawn")  # fork would copy torch's and CUDA's state
         self._setup, self._arguments, self._log_dir = setup, arguments, log_dir
         self._reported = False
         self._workers = [self._start(index) for index in range(count)]
@@ -66,9 +63,8 @@ class WorkerPool:
             name=f"worker_{index}",
             daemon=True,
         )
-        # Ctrl-C is the parent's business: a worker inherits the block, and keeps it, from the
-        # server that the first one starts under the block as well. The tracker of multiprocessing
-        # would lift it, were it started together with them.
+        # Ctrl-C is the parent's business: a worker inherits the block, and keeps it. The helper of
+        # multiprocessing would lift it, were it started together with the first worker.
         resource_tracker.ensure_running()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
