@@ -53,14 +53,15 @@ class MDRNN(nn.Module):
         In float32 whatever the precision before, because likelihoods need it.
         """
         out = self.gmm_linear(hidden).float()
-        k, size = self.mixtures, self.mixtures * self.latent_size
-        shape = (*hidden.shape[:-1], k, self.latent_size)
+        size, k = self.latent_size, self.mixtures
+        # One split, not a slice for each: the gradient of a slice is as large as `out`.
+        mu, logsigma, pi, reward, terminal = out.split([k * size, k * size, k, 1, 1], dim=-1)
         return Prediction(
-            mu=out[..., :size].reshape(shape),
-            logsigma=out[..., size : 2 * size].reshape(shape),
-            logpi=F.log_softmax(out[..., 2 * size : 2 * size + k], dim=-1),
-            reward=out[..., -2],
-            terminal=out[..., -1],
+            mu=mu.unflatten(-1, (k, size)),
+            logsigma=logsigma.unflatten(-1, (k, size)),
+            logpi=F.log_softmax(pi, dim=-1),
+            reward=reward.squeeze(-1),
+            terminal=terminal.squeeze(-1),
         )
 
     def step(self, action: Tensor, latent: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
