@@ -57,6 +57,7 @@ def play(
             watch(ids, actions, frames, rewards, terminated, truncated)
         going = ~(terminated | truncated | failed)
         if not going.all():
+            simulator.end(ids[~going])
             new = np.arange(started, min(n, started + int((~going).sum())))
             started += len(new)
             ids, frames = ids[going], frames[going]

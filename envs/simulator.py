@@ -71,6 +71,9 @@ class EnvPoolSimulator:
         )
         return _in_order(ids, info["env_id"], frames, rewards, terminated, truncated)
 
+    def end(self, ids: np.ndarray) -> None:
+        """Say that the episodes `ids` (n,) are driven no further. Each has its own place here."""
+
     def close(self) -> None:
         self._pool.close()
 
@@ -104,7 +107,7 @@ class GymnasiumSimulator:
         for i in ids.tolist():
             if self._ended:
                 self._envs[i] = self._envs.pop(self._ended.pop())
-            else:
+            elif i not in self._envs:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of pygame, about its own imports
                     self._envs[i] = self._make()
@@ -133,8 +136,6 @@ class GymnasiumSimulator:
         for i, action in zip(ids.tolist(), actions, strict=True):
             frame, reward, terminated, truncated, _ = self._envs[i].step(action)
             results.append((frame, reward, terminated, truncated))
-            if terminated or truncated:
-                self._ended.append(i)
         frames, rewards, terminated, truncated = zip(*results, strict=True)
         return (
             np.stack(frames),
@@ -142,6 +143,13 @@ class GymnasiumSimulator:
             np.array(terminated, bool),
             np.array(truncated, bool),
         )
+
+    def end(self, ids: np.ndarray) -> None:
+        """Say that the episodes `ids` (n,) are driven no further: the next ones take their place.
+
+        They can be looked at until then.
+        """
+        self._ended += ids.tolist()
 
     def picture(self, i: int) -> np.ndarray:
         """What a spectator of episode i sees, (400, 600, 3) uint8."""

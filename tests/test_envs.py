@@ -130,6 +130,7 @@ class CountingSimulator:
     def __init__(self, lengths):
         self.lengths, self.steps = lengths, {}
         self.most = 0
+        self.ended = []
 
     def reset(self, ids):
         for i in ids:
@@ -149,6 +150,9 @@ class CountingSimulator:
         ended = np.array([self.steps[i] == self.lengths[i] for i in ids])
         return self.frames(ids), (ids + 1).astype(np.float32), ended, np.zeros(len(ids), bool)
 
+    def end(self, ids):
+        self.ended += ids.tolist()
+
 
 def test_play_counts_each_step_once_and_refills_the_slots():
     lengths = np.array([5, 1, 9, 3, 3, 2, 7])
@@ -162,6 +166,18 @@ def test_play_counts_each_step_once_and_refills_the_slots():
     np.testing.assert_array_equal(counted, lengths)
     np.testing.assert_array_equal(returns, lengths * np.arange(1, 8))
     assert environments.most == 3
+    assert sorted(environments.ended) == list(range(7))
+
+
+def test_stuck_episodes_leave_their_environment_to_the_next_ones():
+    environments = GymnasiumSimulator([1, 2, 3])
+    made = []
+    make = environments._make
+    environments._make = lambda: made.append(make()) or made[-1]
+    _, lengths = play(environments, 3, 1, stand_still, patience=5)
+    # Tiles under the car count in the first step or two.
+    assert len(made) == 1 and (lengths < 10).all()
+    environments.close()
 
 
 def test_patience_ends_a_rollout_and_books_its_other_steps():
