@@ -106,6 +106,7 @@ def main() -> None:
     if args.untrained:
         best = args.logdir / "ctrl" / "best.tar"
         driving = load_controller(best)[1] if best.exists() else DEFAULT  # of the same kind
+        trained_with = None
         torch.manual_seed(args.seed)
         controller = new_controller(driving)
         print(f"controller: random weights (--untrained, seed {args.seed})")
@@ -119,8 +120,9 @@ def main() -> None:
         )
         print(f"controller: {path}, generation {state.get('epoch', '?')}{variant}")
         trained_with = state.get("about", {}).get("models")
-        if trained_with not in (None, agent_digest(args.logdir, driving)):
-            print("note: V or M are not those that this controller was trained with")
+    models = agent_digest(args.logdir, driving)
+    if trained_with not in (None, models):
+        print("note: V or M are not those that this controller was trained with")
     view = choose_view(args)
     # Viewing is Gymnasium's alone; without it, auto may take the faster simulator.
     if args.simulator == "auto" and view is not None:
@@ -141,7 +143,9 @@ def main() -> None:
     rest = seeds[watched:]
     if rest:
         with (
-            start_workers(args.logdir, device, args.max_workers, len(rest), driving) as pool,
+            start_workers(
+                args.logdir, device, args.max_workers, len(rest), models, driving
+            ) as pool,
             tqdm(total=len(rest), unit="episode", desc=simulator, leave=False) as bar,
         ):
             scored = run_rollouts(pool, simulator, parameters.numpy(), rest, bar.update)[0][0]

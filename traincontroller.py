@@ -377,7 +377,7 @@ def train(args: argparse.Namespace) -> None:
     samples = max(args.n_samples, args.max_samples)
     rollouts = max(args.pop_size * samples, CONTENDERS * args.eval_rollouts)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state["generation"] + 1)
-    with start_workers(args.logdir, device, args.max_workers, rollouts, driving) as pool:
+    with start_workers(args.logdir, device, args.max_workers, rollouts, models, driving) as pool:
         precision = str(fast_precision(device)).removeprefix("torch.")
         print(f"{len(pool)} workers on {device}, V in {precision}; logs in {args.logdir / 'tmp'}")
 

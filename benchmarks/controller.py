@@ -12,7 +12,7 @@ import torch
 from benchmarks.environments import best_split
 from benchmarks.measure import Row, fastest, medians, rate_in_processes, row
 from benchmarks.setting import CORES, experiment, simulator
-from envs.parallel import load_agent, run_rollouts, start_workers
+from envs.parallel import agent_digest, load_agent, run_rollouts, start_workers
 from envs.rollouts import AgentPolicy
 from envs.simulator import MAX_STEPS
 from envs.tracks import track_seeds
@@ -81,7 +81,8 @@ def evaluation(workers: int, population: int, samples: int) -> Iterator[Callable
     """What measures steps a second of one generation's rollouts, with workers that are warm."""
     seeds = track_seeds("train", samples, 0, 1)
     device = choose_device("auto")
-    with start_workers(experiment(), device, workers, population * samples) as pool:
+    models = agent_digest(experiment())
+    with start_workers(experiment(), device, workers, population * samples, models) as pool:
 
         def rate() -> float:
             start = time.perf_counter()

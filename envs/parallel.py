@@ -34,10 +34,8 @@ class Rollouts(NamedTuple):
     patience: int  # see envs.rollouts.play
 
 
-def load_agent(
-    logdir: Path, device: torch.device, precision: torch.dtype, driving: Driving = DEFAULT
-) -> Agent:
-    """V's encoder and M of an experiment as an Agent.
+def load_models(logdir: Path, driving: Driving = DEFAULT) -> tuple[Encoder, MDRNN | None]:
+    """V's encoder and M of an experiment, or what `driving` has in M's place.
 
     Raises UserError where a stage that is needed is missing or is of another model.
     """
@@ -50,14 +48,24 @@ def load_agent(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(driving.memory_seed)
             mdrnn = MDRNN()
-    return Agent(encoder, mdrnn, device, precision, squash=driving.actions == "squash")
+    return encoder, mdrnn
 
 
-def agent_digest(logdir: Path, driving: Driving) -> str:
-    """A fingerprint of the weights behind the controller, 16 hexadecimal digits."""
-    agent = load_agent(logdir, torch.device("cpu"), torch.float32, driving)
-    memory = [] if agent.mdrnn is None else [agent.mdrnn.rnn]
-    return weights_digest(agent.encoder, *memory)[:16]
+def load_agent(
+    logdir: Path, device: torch.device, precision: torch.dtype, driving: Driving = DEFAULT
+) -> Agent:
+    """V's encoder and M of an experiment as an Agent; raises as `load_models` does."""
+    return Agent(*load_models(logdir, driving), device, precision, driving.actions == "squash")
+
+
+def models_digest(encoder: Encoder, mdrnn: MDRNN | None) -> str:
+    """A fingerprint of the weights behind a controller, 16 hexadecimal digits."""
+    return weights_digest(encoder, *([] if mdrnn is None else [mdrnn.rnn]))[:16]
+
+
+def agent_digest(logdir: Path, driving: Driving = DEFAULT) -> str:
+    """`models_digest` of what is on disk now; raises as `load_models` does."""
+    return models_digest(*load_models(logdir, driving))
 
 
 def new_controller(driving: Driving) -> Controller:
@@ -102,13 +110,14 @@ def setup_worker(
         f"{chosen} has not enough memory for worker {index} of {workers}; "
         "use a smaller --max-workers, or more GPUs in CUDA_VISIBLE_DEVICES"
     )
-    if agent_digest(logdir, driving) != models:
+    encoder, mdrnn = load_models(logdir, driving)
+    if models_digest(encoder, mdrnn) != models:
         raise UserError(
             f"V or M in {logdir} changed while the workers were driving; what was saved before is "
             "kept. Put them back, or start afresh with --noreload"
         )
     try:
-        agent = load_agent(logdir, chosen, fast_precision(chosen), driving)
+        agent = Agent(encoder, mdrnn, chosen, fast_precision(chosen), driving.actions == "squash")
     except RuntimeError as error:
         if gpu_is_full(error):
             raise UserError(no_memory) from error
@@ -153,12 +162,16 @@ def start_workers(
     device: torch.device,
     max_workers: int,
     rollouts: int,
+    models: str,
     driving: Driving = DEFAULT,
 ) -> WorkerPool:
-    """Workers for batches of `rollouts`, never more than there is work."""
+    """Workers for batches of `rollouts`, never more than there is work.
+
+    `models` is the fingerprint of V and M, by `agent_digest`, as they have to stay.
+    """
     count = min(max_workers, rollouts)
     name = "cuda" if device.type == "cuda" and device.index is None else str(device)
-    arguments = (logdir, name, driving, agent_digest(logdir, driving), count)
+    arguments = (logdir, name, driving, models, count)
     return WorkerPool(count, setup_worker, arguments, logdir / "tmp")
 
 

@@ -16,7 +16,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from envs.parallel import agent_digest
-from models.agent import DEFAULT
 from utils.checkpoint import load_checkpoint
 from utils.cli import UserError, add_logdir, run_script, script_parser
 from utils.files import atomic_write
@@ -71,7 +70,7 @@ def read_runs(logdir: Path) -> dict[str, dict]:
         runs[test.parent.name] = {
             "steps": state["steps"],
             "generations": state["generation"],
-            "models": agent_digest(test.parent, DEFAULT),
+            "models": agent_digest(test.parent),
             "tracks": tracks,
             "returns": [returns[number] for number in sorted(returns)],
         }

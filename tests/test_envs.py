@@ -247,7 +247,7 @@ def test_workers_give_each_rollout_its_place(experiment):
     pytest.importorskip("envpool")
     # Three that reach different numbers of tiles, and are soon stuck.
     parameters, seeds = controllers(12)[[0, 10, 11]].numpy(), track_seeds("test", 2, 5)
-    with start_workers(experiment, CPU, 2, 6) as pool:
+    with start_workers(experiment, CPU, 2, 6, agent_digest(experiment)) as pool:
         assert len(pool) == 2
         counted = []
         rollouts = ("envpool", parameters, seeds)
@@ -273,7 +273,7 @@ def test_workers_give_each_rollout_its_place(experiment):
 
 def test_no_more_workers_than_work(tmp_path):
     logdir = make_experiment(tmp_path / "exp")
-    with start_workers(logdir, CPU, 8, 2) as pool:
+    with start_workers(logdir, CPU, 8, 2, agent_digest(logdir)) as pool:
         assert len(pool) == 2
 
 
@@ -291,7 +291,7 @@ def test_an_untrained_memory_is_the_same_again_from_its_seed(tmp_path):
 
 
 def test_a_worker_refuses_other_models_than_its_fellows(experiment):
-    digest = agent_digest(experiment, DEFAULT)
+    digest = agent_digest(experiment)
     setup_worker(0, experiment, "cpu", DEFAULT, digest, available_cores())
     with pytest.raises(UserError, match="changed while the workers were driving"):
         setup_worker(0, experiment, "cpu", DEFAULT, "another", available_cores())
@@ -319,9 +319,8 @@ def test_a_full_gpu_is_the_users_to_mend(error, expected, experiment, monkeypatc
     def full(*_):
         raise error
 
-    digest = agent_digest(experiment, DEFAULT)
-    monkeypatch.setattr(parallel, "load_agent", full)
-    monkeypatch.setattr(parallel, "agent_digest", lambda *_: digest)
+    digest = agent_digest(experiment)
+    monkeypatch.setattr(parallel, "Agent", full)
     with pytest.raises(expected) as raised:
         setup_worker(0, experiment, "cpu", DEFAULT, digest, available_cores())
     assert ("smaller --max-workers" in str(raised.value)) == (expected is UserError)
