@@ -41,12 +41,22 @@ class PackedEncoder(Encoder):
         return x.flatten(1)
 
 
+def can_pack() -> bool:
+    """Whether this torch has the operators of PackedEncoder, which are not of its public ones."""
+    names = ("_reorder_convolution_weight", "_convolution_pointwise")
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in names
+    )
+
+
 def inference_encoder(encoder: Encoder, device: torch.device, precision: torch.dtype) -> Encoder:
     """A copy of the encoder for inference alone, on `device` in `precision`.
 
-    On the CPU it is packed, where torch has oneDNN.
+    On the CPU it is packed, where torch can do that.
     """
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return PackedEncoder(encoder, precision)
+    if device.type == "cpu":
+        if can_pack():
+            return PackedEncoder(encoder, precision)
+        print(f"V's encoder: not packed, for torch {torch.__version__} has no oneDNN for it here")
     encoder = copy.deepcopy(encoder).to(device, precision, memory_format=torch.channels_last)
     return encoder.requires_grad_(False).eval()
