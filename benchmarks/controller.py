@@ -35,7 +35,8 @@ def one_at_a_time(index: int, clock, logdir) -> int:
     agent = load_agent(logdir, device, fast_precision(device))
     env = gym.make("CarRacing-v3")
     frame, _ = env.reset(seed=index)
-    policy, ids = AgentPolicy(agent, torch.from_numpy(parameters(1))), np.arange(1)
+    controller = torch.from_numpy(parameters(CORES)[index : index + 1])
+    policy, ids = AgentPolicy(agent, controller), np.arange(1)
     for _ in range(1 + WARM_UP):
         policy(ids, frame[None])
     clock()
@@ -43,6 +44,8 @@ def one_at_a_time(index: int, clock, logdir) -> int:
         frame, _, terminated, truncated, _ = env.step(policy(ids, frame[None])[0])
         if terminated or truncated:
             frame, _ = env.reset()
+            policy.h.zero_()
+            policy.c.zero_()
     return MAX_STEPS
 
 
@@ -102,7 +105,7 @@ def measure(repeats: int) -> list[Row]:
             measure_agent, processes, arguments=(experiment(), n, threads)
         )
         for processes, threads in ({(1, CORES)} if gpu else {(CORES, 1), (1, CORES)})
-        for n in ((64, 256, 1024) if gpu else (32, 64, 128))
+        for n in ((64, 256, 1024) if gpu else (16, 32, 64, 128))
     }
     single = partial(rate_in_processes, CORES, one_at_a_time, (experiment(),))
     with evaluation(CORES, POPULATION, SAMPLES) as ours:

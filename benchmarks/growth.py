@@ -12,16 +12,18 @@ from benchmarks.controller import evaluation, parameters
 from benchmarks.measure import Row, medians, row
 from benchmarks.setting import CORES, dataset, experiment, simulator
 from data.episodes import list_episodes
-from data.loaders import FrameLoader
+from data.loaders import FRAME_BYTES, FrameLoader
 from envs.parallel import load_agent
 from envs.rollouts import AgentPolicy, play
-from envs.simulator import make_simulator
+from envs.simulator import MAX_STEPS, make_simulator
 from models.vae import VAE
 from trainvae import make_optimizer, run_epoch
 from utils.learning import choose_device, fast_precision, training_precision
 
-# The first steps of an episode, in which CarRacing zooms in and draws slowly, are left out here.
-ZOOM = 60
+# The steps of an episode that are measured, the same for any number of environments: in the first
+# ones CarRacing zooms in and draws slowly.
+FROM, TO = 60, 160
+LEAST = 16  # episodes, one group after the other where few run together
 
 
 def environments_rate(n: int) -> float:
@@ -30,31 +32,40 @@ def environments_rate(n: int) -> float:
     torch.set_num_threads(1)
     device = choose_device("auto")
     agent = load_agent(experiment(), device, fast_precision(device))
-    turns = ZOOM + max(100, 2000 // n)
-    done, clock = [], []
+    controllers = torch.from_numpy(parameters(max(n, LEAST)))
 
     class Enough(Exception):
         """Ends the rollouts when there is enough to measure."""
 
-    def watch(ids, *_) -> None:
-        done.append(len(ids))
-        clock.append(time.perf_counter())
-        if len(clock) > turns:
-            raise Enough
+    steps, seconds = 0, 0.0
+    for first in range(0, len(controllers), n):
+        done, clock = [], []
 
-    # More episodes than are driven at a time, in case that one ends early.
-    environments = make_simulator(simulator(), list(range(2 * n)))
-    with suppress(Enough):
-        play(environments, 2 * n, n, AgentPolicy(agent, torch.from_numpy(parameters(2 * n))), watch)
-    environments.close()
+        def watch(ids, *_, done=done, clock=clock) -> None:
+            done.append(len(ids))
+            clock.append(time.perf_counter())
+            if len(clock) == TO:
+                raise Enough
+
+        environments = make_simulator(simulator(), list(range(first, first + n)))
+        policy = AgentPolicy(agent, controllers[first : first + n])
+        with suppress(Enough):
+            play(environments, n, n, policy, watch)
+        environments.close()
+        steps += sum(done[FROM:])
+        seconds += clock[-1] - clock[FROM - 1]
     torch.set_num_threads(threads)
-    return sum(done[ZOOM:]) / (clock[-1] - clock[ZOOM - 1])
+    return steps / seconds
 
 
 def epoch_seconds(episodes: int) -> float:
-    """Seconds of an epoch of VAE training, the reading of the files included."""
+    """Seconds of an epoch of VAE training, the reading of the files included.
+
+    The buffer has room for eight episodes: four are read and kept, more are read in halves.
+    """
     device = choose_device("auto")
-    loader = FrameLoader(list_episodes(dataset())[:episodes], 32, device, shuffle=True)
+    files = list_episodes(dataset())[:episodes]
+    loader = FrameLoader(files, 32, device, shuffle=True, buffer_bytes=8 * MAX_STEPS * FRAME_BYTES)
     model = VAE().to(device)
     optimizer = make_optimizer(model)
     generator = np.random.default_rng(0)
@@ -83,5 +94,5 @@ def measure(repeats: int) -> list[Row]:
         {n: partial(environments_rate, n) for n in (1, 8, 32, 128)},
     )
     epoch_seconds(1)  # warms up
-    grow("VAE epoch, {} episodes", "s", {n: partial(epoch_seconds, n) for n in (2, 4, 8)})
+    grow("VAE epoch, {} episodes", "s", {n: partial(epoch_seconds, n) for n in (2, 4, 8, 16)})
     return rows
