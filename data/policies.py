@@ -2,8 +2,9 @@
 
 import numpy as np
 
-ACTION_LOW = np.array([-1.0, 0.0, 0.0])
-ACTION_HIGH = np.array([1.0, 1.0, 1.0])
+from models.agent import ACTION_HIGH, ACTION_LOW
+
+LOW, HIGH = ACTION_LOW.numpy(), ACTION_HIGH.numpy()
 
 
 def brownian(steps: int, generator: np.random.Generator, dt: float = 1 / 50) -> np.ndarray:
@@ -14,15 +15,15 @@ def brownian(steps: int, generator: np.random.Generator, dt: float = 1 / 50) -> 
     """
     noise = np.sqrt(dt) * generator.standard_normal((steps, 3))
     actions = np.empty((steps, 3))
-    actions[0] = generator.uniform(ACTION_LOW, ACTION_HIGH)
+    actions[0] = generator.uniform(LOW, HIGH)
     for t in range(1, steps):
-        actions[t] = np.clip(actions[t - 1] + noise[t], ACTION_LOW, ACTION_HIGH)
+        actions[t] = np.clip(actions[t - 1] + noise[t], LOW, HIGH)
     return actions.astype(np.float32)
 
 
 def white(steps: int, generator: np.random.Generator) -> np.ndarray:
     """Actions (steps, 3) float32, each uniform in the action box and independent."""
-    return generator.uniform(ACTION_LOW, ACTION_HIGH, (steps, 3)).astype(np.float32)
+    return generator.uniform(LOW, HIGH, (steps, 3)).astype(np.float32)
 
 
 RANDOM_POLICIES = {"brown": brownian, "white": white}

@@ -24,7 +24,7 @@ PANEL = 200  # side of the pictures beside the car's, in pixels
 def why_no_window() -> str | None:
     """Why no window can be opened, or None where one can."""
     announced = os.environ.get("WAYLAND_DISPLAY") or os.environ.get("DISPLAY")
-    if not announced and sys.platform not in ("darwin", "win32"):
+    if not announced and sys.platform != "darwin":
         return "there is no display for a window"
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     with warnings.catch_warnings():

@@ -11,7 +11,7 @@ from models.mdrnn import HIDDEN_SIZE, MDRNN
 from models.vae import Encoder
 from utils.frames import pixels_to_unit, to_64
 
-# Steering in [-1, 1], gas and brake in [0, 1].
+# The action box: steering in [-1, 1], gas and brake in [0, 1].
 ACTION_LOW = torch.tensor([-1.0, 0.0, 0.0])
 ACTION_HIGH = torch.tensor([1.0, 1.0, 1.0])
 
