@@ -136,7 +136,7 @@ def main() -> None:
     watched = {"window": args.episodes, None: 0}.get(view, 1)
     returns = []
     if watched:  # otherwise only the workers drive
-        agent = load_agent(args.logdir, device, fast_precision(device), driving)
+        agent = load_agent(args.logdir, device, fast_precision(device), driving, models)
     for number, seed in enumerate(seeds[:watched]):
         returns.append(watch_episode(agent, parameters, seed, view, args))
         print(f"episode {number + 1}: return {returns[-1]:.1f}", flush=True)

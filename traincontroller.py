@@ -424,7 +424,7 @@ def train(args: argparse.Namespace) -> None:
             if generation + 1 == gymnasium_from:
                 print(f"on gymnasium from generation {gymnasium_from} on (--gymnasium-from)")
             if generation + 1 == refine_from:
-                refine(evolution, state, simulator_of(refine_from), driving, device, args)
+                refine(evolution, state, simulator_of(refine_from), driving, models, device, args)
             run_generation(pool, simulator_of(generation + 1), evolution, state, args, writer)
             save()
     writer.close()
@@ -435,6 +435,7 @@ def refine(
     state: dict,
     simulator: str,
     driving: Driving,
+    models: str,
     device: torch.device,
     args: argparse.Namespace,
 ) -> None:
@@ -444,7 +445,7 @@ def refine(
     """
     generation, start = state["generation"] + 1, time.monotonic()
     candidates = torch.from_numpy(evolution.ask(generation))
-    agent = load_agent(args.logdir, device, fast_precision(device), driving)
+    agent = load_agent(args.logdir, device, fast_precision(device), driving, models)
     tracks = track_seeds("train", len(candidates), args.seed, generation)
     environments = make_simulator(simulator, tracks, available_cores())
     try:

@@ -61,7 +61,7 @@ def environments_rate(n: int) -> float:
 def epoch_seconds(episodes: int) -> float:
     """Seconds of an epoch of VAE training, the reading of the files included.
 
-    The buffer has room for eight episodes: four are read and kept, more are read in halves.
+    The buffer has room for eight episodes: a CPU keeps four, and reads more of them in halves.
     """
     device = choose_device("auto")
     files = list_episodes(dataset())[:episodes]

@@ -23,6 +23,7 @@ from data.episodes import BadEpisode, episode_length
 from data.policies import RANDOM_POLICIES
 from envs.parallel import agent_digest, load_controller
 from envs.simulator import choose_simulator
+from models.inference import tell_if_not_packed
 from utils.checkpoint import stage_weights
 from utils.cli import (
     UserError,
@@ -36,7 +37,7 @@ from utils.cli import (
     script_parser,
 )
 from utils.files import atomic_write, exclusive
-from utils.learning import weights_digest
+from utils.learning import choose_device, weights_digest
 from utils.workers import WorkerPool
 
 # Episodes that one process plays in lockstep: 12 MB of frames each.
@@ -186,6 +187,8 @@ def generate(args: Namespace) -> None:
     if not missing:
         return
 
+    if args.policy == "controller":
+        tell_if_not_packed(choose_device("cpu"))
     workers = min(args.threads, len(missing))
     batch = min(BATCH, -(-len(missing) // workers))
     paths = {k: rootdir / f"thread_{k % args.threads}" / f"rollout_{k}.npz" for k in missing}

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from data.episodes import BadEpisode, Episode, EpisodeFile, read_episode, warn_skipped
-from models.inference import inference_encoder
+from models.inference import inference_encoder, tell_if_not_packed
 from models.vae import Encoder
 from utils.files import atomic_write
 from utils.frames import pixels_to_unit
@@ -67,6 +67,7 @@ def encode_episodes(
         return latents
     print(f"latents: {len(latents)} episodes are in {cache}, {len(missing)} are encoded now")
 
+    tell_if_not_packed(device)
     encoder = inference_encoder(encoder, device, precision)
 
     def make(file: EpisodeFile) -> LatentEpisode | BadEpisode:

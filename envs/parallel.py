@@ -11,6 +11,7 @@ from envs.rollouts import AgentPolicy, play
 from envs.simulator import make_simulator
 from models.agent import DEFAULT, Agent, Driving
 from models.controller import Controller
+from models.inference import tell_if_not_packed
 from models.mdrnn import HIDDEN_SIZE, MDRNN
 from models.vae import Encoder
 from utils.checkpoint import load_checkpoint, load_weights, stage_weights
@@ -51,13 +52,6 @@ def load_models(logdir: Path, driving: Driving = DEFAULT) -> tuple[Encoder, MDRN
     return encoder, mdrnn
 
 
-def load_agent(
-    logdir: Path, device: torch.device, precision: torch.dtype, driving: Driving = DEFAULT
-) -> Agent:
-    """V's encoder and M of an experiment as an Agent; raises as `load_models` does."""
-    return Agent(*load_models(logdir, driving), device, precision, driving.actions == "squash")
-
-
 def models_digest(encoder: Encoder, mdrnn: MDRNN | None) -> str:
     """A fingerprint of the weights behind a controller, 16 hexadecimal digits."""
     return weights_digest(encoder, *([] if mdrnn is None else [mdrnn.rnn]))[:16]
@@ -66,6 +60,26 @@ def models_digest(encoder: Encoder, mdrnn: MDRNN | None) -> str:
 def agent_digest(logdir: Path, driving: Driving = DEFAULT) -> str:
     """`models_digest` of what is on disk now; raises as `load_models` does."""
     return models_digest(*load_models(logdir, driving))
+
+
+def load_agent(
+    logdir: Path,
+    device: torch.device,
+    precision: torch.dtype,
+    driving: Driving = DEFAULT,
+    models: str | None = None,
+) -> Agent:
+    """V's encoder and M of an experiment as an Agent.
+
+    Raises as `load_models` does, and where `models` is the fingerprint of others.
+    """
+    encoder, mdrnn = load_models(logdir, driving)
+    if models is not None and models_digest(encoder, mdrnn) != models:
+        raise UserError(
+            f"V or M in {logdir} changed since the start of this script; what was saved before is "
+            "kept. Put them back, or begin again"
+        )
+    return Agent(encoder, mdrnn, device, precision, squash=driving.actions == "squash")
 
 
 def new_controller(driving: Driving) -> Controller:
@@ -110,14 +124,8 @@ def setup_worker(
         f"{chosen} has not enough memory for worker {index} of {workers}; "
         "use a smaller --max-workers, or more GPUs in CUDA_VISIBLE_DEVICES"
     )
-    encoder, mdrnn = load_models(logdir, driving)
-    if models_digest(encoder, mdrnn) != models:
-        raise UserError(
-            f"V or M in {logdir} changed while the workers were driving; what was saved before is "
-            "kept. Put them back, or start afresh with --noreload"
-        )
     try:
-        agent = Agent(encoder, mdrnn, chosen, fast_precision(chosen), driving.actions == "squash")
+        agent = load_agent(logdir, chosen, fast_precision(chosen), driving, models)
     except RuntimeError as error:
         if gpu_is_full(error):
             raise UserError(no_memory) from error
@@ -170,6 +178,7 @@ def start_workers(
     `models` is the fingerprint of V and M, by `agent_digest`, as they have to stay.
     """
     count = min(max_workers, rollouts)
+    tell_if_not_packed(device)
     name = "cuda" if device.type == "cuda" and device.index is None else str(device)
     arguments = (logdir, name, driving, models, count)
     return WorkerPool(count, setup_worker, arguments, logdir / "tmp")

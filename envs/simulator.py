@@ -105,9 +105,11 @@ class GymnasiumSimulator:
         """See EnvPoolSimulator.reset."""
         frames = []
         for i in ids.tolist():
-            if self._ended:
+            if i in self._envs:
+                self._ended = [other for other in self._ended if other != i]
+            elif self._ended:
                 self._envs[i] = self._envs.pop(self._ended.pop())
-            elif i not in self._envs:
+            else:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of pygame, about its own imports
                     self._envs[i] = self._make()

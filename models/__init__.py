@@ -1,1 +1,1 @@
-"""V, M and C: the mathematics of the paper, without files, devices or environments."""
+"""V, M and C, and the three as one agent: no files, no environments."""

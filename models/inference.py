@@ -49,14 +49,18 @@ def can_pack() -> bool:
     )
 
 
+def tell_if_not_packed(device: torch.device) -> None:
+    """Say on a line where the CPU has to do with the slower encoder, and why."""
+    if device.type == "cpu" and not can_pack():
+        print(f"V's encoder: not packed, for torch {torch.__version__} has no oneDNN for it here")
+
+
 def inference_encoder(encoder: Encoder, device: torch.device, precision: torch.dtype) -> Encoder:
     """A copy of the encoder for inference alone, on `device` in `precision`.
 
     On the CPU it is packed, where torch can do that.
     """
-    if device.type == "cpu":
-        if can_pack():
-            return PackedEncoder(encoder, precision)
-        print(f"V's encoder: not packed, for torch {torch.__version__} has no oneDNN for it here")
+    if device.type == "cpu" and can_pack():
+        return PackedEncoder(encoder, precision)
     encoder = copy.deepcopy(encoder).to(device, precision, memory_format=torch.channels_last)
     return encoder.requires_grad_(False).eval()

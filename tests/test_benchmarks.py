@@ -6,20 +6,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_dataset
 
-from benchmarks import controller, growth, setting
+from benchmarks import controller, growth, latents, setting
 from benchmarks.measure import SHORT, median_rates, medians, rate_in_processes
 from data.episodes import list_episodes, read_episode
 from models.controller import PARAMETERS
 from utils.cli import UserError
 
 
-def test_the_generators_play_whole_episodes(monkeypatch, tmp_path):
+@pytest.fixture
+def own_folder(monkeypatch, tmp_path):
+    """An empty folder in place of that of the benchmarks."""
     monkeypatch.setattr(setting, "folder", lambda: tmp_path)
+    for made in (setting.experiment, setting.many_episodes):
+        made.cache_clear()
+    yield tmp_path
+    for made in (setting.experiment, setting.many_episodes):
+        made.cache_clear()
+
+
+def test_the_generators_play_whole_episodes(own_folder):
     with setting.generators() as pool:
-        list(pool.run([{0: tmp_path / "rollout_0.npz"}]))
-    episode = read_episode(tmp_path / "rollout_0.npz")
+        list(pool.run([{0: own_folder / "rollout_0.npz"}]))
+    episode = read_episode(own_folder / "rollout_0.npz")
     assert len(episode.observations) > 100 and episode.terminals.sum() <= 1
 
 
@@ -28,15 +39,13 @@ def test_a_process_that_fails_ends_the_measurement():
         rate_in_processes(2, os.abort)  # which takes no arguments
 
 
-def test_a_root_of_links_is_made_once(monkeypatch, tmp_path):
+def test_a_root_of_links_is_made_once(monkeypatch, own_folder):
     """Two stages of the benchmarks ask for the same many episodes."""
-    monkeypatch.setattr(setting, "folder", lambda: tmp_path)
-    monkeypatch.setattr(setting, "dataset", lambda: write_dataset(tmp_path / "played", [40, 50]))
-    setting.many_episodes.cache_clear()
+    played = write_dataset(own_folder / "played", [40, 50])
+    monkeypatch.setattr(setting, "dataset", lambda: played)
     first = setting.many_episodes(5)
     assert setting.many_episodes(5) == first
     assert [file.length for file in list_episodes(first)] == [40, 50, 40, 50, 40]
-    setting.many_episodes.cache_clear()
 
 
 def test_rates_are_medians_of_so_many_repeats():
@@ -67,7 +76,7 @@ class Clock:
         return self.now
 
 
-def test_the_controller_is_measured_as_it_is_trained(monkeypatch, tmp_path):
+def test_the_controller_is_measured_as_it_is_trained(monkeypatch, own_folder):
     """All but the driving itself, which takes a generation."""
     pytest.importorskip("envpool")
 
@@ -76,29 +85,49 @@ def test_the_controller_is_measured_as_it_is_trained(monkeypatch, tmp_path):
         assert len(pool) == 2 and parameters.shape[1] == PARAMETERS
         return np.zeros(lengths.shape), lengths
 
-    monkeypatch.setattr(setting, "folder", lambda: tmp_path)
     monkeypatch.setattr(controller, "run_rollouts", driven)
     monkeypatch.setattr(controller, "time", Clock())
-    setting.experiment.cache_clear()
     with controller.evaluation(2, 3, 4) as rate:
         assert rate() == 12_000
-    setting.experiment.cache_clear()
 
 
-def test_growth_measures_the_same_steps_of_few_environments_and_of_many(monkeypatch, tmp_path):
-    """Those from FROM to TO, of as many episodes."""
+def test_growth_measures_the_same_steps_of_few_environments_and_of_many(monkeypatch, own_folder):
+    """Those from FROM to TO, of 16 episodes at least."""
     driven = []
 
     def play(environments, n, slots, policy, watch):
-        driven.append(n)
-        for _ in range(1000):
+        driven.append([n, 0])
+        while True:
+            driven[-1][1] += 1
             watch(np.arange(n))
 
-    monkeypatch.setattr(setting, "folder", lambda: tmp_path)
     monkeypatch.setattr(growth, "play", play)
     monkeypatch.setattr(growth, "time", Clock())
-    setting.experiment.cache_clear()
-    assert growth.environments_rate(1) == 1 and driven == 16 * [1]
-    assert growth.environments_rate(8) == 8 and driven[16:] == [8, 8]
-    assert growth.environments_rate(32) == 32 and driven[18:] == [32]
-    setting.experiment.cache_clear()
+    for n, groups in ((1, 16), (8, 2), (32, 1)):
+        driven.clear()
+        assert growth.environments_rate(n) == n
+        assert driven == groups * [[n, growth.TO]]
+
+
+def test_an_epoch_of_v_is_timed_with_more_data_than_the_buffer_holds(monkeypatch, own_folder):
+    monkeypatch.setattr(growth, "dataset", lambda: write_dataset(own_folder / "data", 3 * [40]))
+    monkeypatch.setattr(growth, "MAX_STEPS", 10)  # room for 80 frames
+    monkeypatch.setattr(growth, "time", Clock())
+    held = []
+    epoch = growth.run_epoch
+
+    def run_epoch(model, loader, *how):
+        held.append((len(loader), loader.fits))
+        return epoch(model, loader, *how)
+
+    monkeypatch.setattr(growth, "run_epoch", run_epoch)
+    assert growth.epoch_seconds(1) == 1 and growth.epoch_seconds(3) == 1
+    assert held == [(40, True), (120, False)]
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_the_limit_of_encoding_counts_the_frames_of_all_streams(streams):
+    seen, threads = [], torch.get_num_threads()
+    work = latents.forward(seen.append, torch.device("cpu"), torch.float32, 8, streams, 100)
+    assert work() == sum(len(x) for x in seen) == 8 * streams * (12 if streams == 1 else 6)
+    assert torch.get_num_threads() == threads

@@ -177,6 +177,12 @@ def test_stuck_episodes_leave_their_environment_to_the_next_ones():
     _, lengths = play(environments, 3, 1, stand_still, patience=5)
     # Tiles under the car count in the first step or two.
     assert len(made) == 1 and (lengths < 10).all()
+    environments.reset(np.array([2]))  # its own again
+    environments.end(np.array([2]))
+    environments.reset(np.array([0]))
+    assert len(made) == 1
+    environments.reset(np.array([1]))
+    assert len(made) == 2
     environments.close()
 
 
@@ -290,10 +296,14 @@ def test_an_untrained_memory_is_the_same_again_from_its_seed(tmp_path):
     assert load_agent(logdir, CPU, torch.float32, Driving("none")).mdrnn is None
 
 
-def test_a_worker_refuses_other_models_than_its_fellows(experiment):
+def test_a_worker_refuses_other_models_than_its_fellows(experiment, monkeypatch):
     digest = agent_digest(experiment)
+    reading = []
+    load = parallel.load_models
+    monkeypatch.setattr(parallel, "load_models", lambda *how: reading.append(how) or load(*how))
     setup_worker(0, experiment, "cpu", DEFAULT, digest, available_cores())
-    with pytest.raises(UserError, match="changed while the workers were driving"):
+    assert len(reading) == 1  # it drives with what was checked
+    with pytest.raises(UserError, match="changed since the start"):
         setup_worker(0, experiment, "cpu", DEFAULT, "another", available_cores())
 
 
@@ -316,7 +326,7 @@ def test_a_worker_refuses_other_models_than_its_fellows(experiment):
     ],
 )
 def test_a_full_gpu_is_the_users_to_mend(error, expected, experiment, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise error
 
     digest = agent_digest(experiment)

@@ -8,7 +8,12 @@ from torch import distributions as D
 
 from models.agent import ACTION_HIGH, ACTION_LOW, Agent
 from models.controller import PARAMETERS, Controller, act_batch, even_basis
-from models.inference import FEW_FRAMES, PackedEncoder, can_pack, inference_encoder
+from models.inference import (
+    FEW_FRAMES,
+    PackedEncoder,
+    inference_encoder,
+    tell_if_not_packed,
+)
 from models.mdrnn import MDRNN, Prediction, mdrnn_losses, mixture_nll
 from models.vae import VAE, Encoder, sample_latent, vae_loss
 from utils.checkpoint import load_weights
@@ -212,7 +217,7 @@ def test_the_encoder_for_inference_is_the_encoder(precision, tolerance):
     plain = Encoder().to(precision, memory_format=torch.channels_last)
     plain.load_state_dict(encoder.state_dict())
     packed = inference_encoder(encoder, cpu, precision)
-    assert isinstance(packed, PackedEncoder) == can_pack()
+    assert isinstance(packed, PackedEncoder) == torch.backends.mkldnn.is_available()
     for n in (1, 7, FEW_FRAMES, FEW_FRAMES + 1):
         frames = torch.randint(0, 256, (n, 64, 64, 3), dtype=torch.uint8)
         x = pixels_to_unit(frames, precision)
@@ -225,9 +230,12 @@ def test_the_encoder_for_inference_is_the_encoder(precision, tolerance):
 def test_a_torch_that_cannot_pack_encodes_all_the_same(monkeypatch, capsys):
     encoder, cpu = Encoder(), torch.device("cpu")
     x = torch.rand(3, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(inference_encoder(encoder, cpu, torch.float32)(x), encoder(x))
+    tell_if_not_packed(cpu)
+    assert ("not packed" in capsys.readouterr().out) != torch.backends.mkldnn.is_available()
     monkeypatch.setattr(torch.ops, "mkldnn", object())  # without its operators
     plain = inference_encoder(encoder, cpu, torch.float32)
+    assert not isinstance(plain, PackedEncoder)
+    tell_if_not_packed(cpu)
     assert "not packed" in capsys.readouterr().out
     torch.testing.assert_close(plain(x), encoder(x))
 
