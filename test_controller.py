@@ -27,6 +27,7 @@ from envs.simulator import GymnasiumSimulator, choose_simulator
 from envs.tracks import track_seeds
 from envs.viewer import VIDEO_SUFFIXES, Video, why_no_window
 from models.agent import DEFAULT
+from models.inference import tell_if_not_packed
 from models.vae import VAE
 from utils.checkpoint import load_weights, stage_weights
 from utils.cli import (
@@ -123,6 +124,7 @@ def main() -> None:
     models = agent_digest(args.logdir, driving)
     if trained_with not in (None, models):
         print("note: V or M are not those that this controller was trained with")
+    tell_if_not_packed(device)
     view = choose_view(args)
     # Viewing is Gymnasium's alone; without it, auto may take the faster simulator.
     if args.simulator == "auto" and view is not None:

@@ -30,6 +30,7 @@ from envs.simulator import choose_simulator, make_simulator
 from envs.tracks import track_seeds
 from models.agent import Driving
 from models.controller import even_basis
+from models.inference import tell_if_not_packed
 from utils.checkpoint import (
     check_options,
     load_checkpoint,
@@ -377,6 +378,7 @@ def train(args: argparse.Namespace) -> None:
     samples = max(args.n_samples, args.max_samples)
     rollouts = max(args.pop_size * samples, CONTENDERS * args.eval_rollouts)
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state["generation"] + 1)
+    tell_if_not_packed(device)
     with start_workers(args.logdir, device, args.max_workers, rollouts, models, driving) as pool:
         precision = str(fast_precision(device)).removeprefix("torch.")
         print(f"{len(pool)} workers on {device}, V in {precision}; logs in {args.logdir / 'tmp'}")

@@ -11,7 +11,6 @@ from envs.rollouts import AgentPolicy, play
 from envs.simulator import make_simulator
 from models.agent import DEFAULT, Agent, Driving
 from models.controller import Controller
-from models.inference import tell_if_not_packed
 from models.mdrnn import HIDDEN_SIZE, MDRNN
 from models.vae import Encoder
 from utils.checkpoint import load_checkpoint, load_weights, stage_weights
@@ -178,7 +177,6 @@ def start_workers(
     `models` is the fingerprint of V and M, by `agent_digest`, as they have to stay.
     """
     count = min(max_workers, rollouts)
-    tell_if_not_packed(device)
     name = "cuda" if device.type == "cuda" and device.index is None else str(device)
     arguments = (logdir, name, driving, models, count)
     return WorkerPool(count, setup_worker, arguments, logdir / "tmp")

@@ -56,6 +56,7 @@ def start(logdir: Path, seed: int, *more: str) -> subprocess.Popen:
 
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    """The worker processes of a training."""
     return [p for p in process.children() if "spawn_main" in " ".join(p.cmdline())]
 
 

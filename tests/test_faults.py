@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, fork, make_experiment, run_script, write_dataset
 
 from data.episodes import list_episodes, read_episode, split_episodes, write_episode
+from scripts.soak import workers_of
 from traincontroller import worst_for_nan
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
@@ -166,8 +167,7 @@ def test_a_killed_worker_changes_nothing(tmp_path):
     deadline = time.monotonic() + 120
     while not (log.exists() and "first step" in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    children = psutil.Process(process.pid).children()
-    next(child for child in children if "spawn_main" in " ".join(child.cmdline())).kill()
+    workers_of(psutil.Process(process.pid))[0].kill()
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "killed by SIGKILL" in errors
     pattern = r"generation \d: return mean \S+, best \S+, worst \S+, sigma \S+"
