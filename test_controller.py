@@ -23,7 +23,7 @@ from envs.parallel import (
     start_workers,
 )
 from envs.rollouts import AgentPolicy, play
-from envs.simulator import GymnasiumSimulator, choose_simulator
+from envs.simulator import Simulator
 from envs.tracks import track_seeds
 from envs.viewer import VIDEO_SUFFIXES, Video, why_no_window
 from models.agent import DEFAULT
@@ -35,7 +35,6 @@ from utils.cli import (
     add_device,
     add_logdir,
     add_seed,
-    add_simulator,
     positive_int,
     run_script,
     script_parser,
@@ -49,7 +48,6 @@ def parse_arguments() -> Namespace:
     add_logdir(parser)
     parser.add_argument("--episodes", type=positive_int, default=1, help="episodes to drive")
     add_seed(parser, "the tracks, none of which any training uses, and of --untrained")
-    add_simulator(parser, default="gymnasium")
     parser.add_argument(
         "--video",
         type=Path,
@@ -81,15 +79,8 @@ def choose_view(args: Namespace) -> Path | str | None:
             raise UserError(f"--video {args.video}: the name must end in .mp4 or .gif")
         if args.video.is_dir():
             raise UserError(f"--video {args.video}: that is a folder; name a file")
-        if args.simulator == "envpool":
-            raise UserError(
-                "--video needs --simulator gymnasium: EnvPool is for scoring, not for viewing"
-            )
         return args.video
     if args.no_render:
-        return None
-    if args.simulator == "envpool":
-        print("view: none (EnvPool is for scoring; use --simulator gymnasium to see the car)")
         return None
     reason = why_no_window()
     if reason is None:
@@ -126,12 +117,6 @@ def main() -> None:
         print("note: V or M are not those that this controller was trained with")
     tell_if_not_packed(device)
     view = choose_view(args)
-    # Viewing is Gymnasium's alone; without it, auto may take the faster simulator.
-    if args.simulator == "auto" and view is not None:
-        simulator = "gymnasium"
-        print("simulator: gymnasium (it is the one that can be viewed)")
-    else:
-        simulator = choose_simulator(args.simulator)
     parameters = controller.flat_parameters()[None]
     seeds = track_seeds("test", args.episodes, args.seed)
 
@@ -148,16 +133,16 @@ def main() -> None:
             start_workers(
                 args.logdir, device, args.max_workers, len(rest), models, driving
             ) as pool,
-            tqdm(total=len(rest), unit="episode", desc=simulator, leave=False) as bar,
+            tqdm(total=len(rest), unit="episode", desc="scoring", leave=False) as bar,
         ):
-            scored = run_rollouts(pool, simulator, parameters.numpy(), rest, bar.update)[0][0]
+            scored = run_rollouts(pool, parameters.numpy(), rest, bar.update)[0][0]
         for number, value in enumerate(scored, start=watched + 1):
             print(f"episode {number}: return {value:.1f}")
         returns.extend(scored)
     over = np.mean(np.array(returns) > 900)
     print(
         f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} (mean +- standard deviation) "
-        f"over {len(returns)} episodes on {simulator}, seed {args.seed}, "
+        f"over {len(returns)} episodes, seed {args.seed}, "
         f"minimum {np.min(returns):.1f}, {over:.0%} over 900"
     )
 
@@ -170,7 +155,7 @@ def watch_episode(agent, parameters: torch.Tensor, seed: int, view: Path | str, 
         vae = VAE()
         load_weights(vae, stage_weights(args.logdir, "vae", "python trainvae.py"))
         recording = Video(view, vae)
-    simulator = GymnasiumSimulator([seed], "human" if view == "window" else "rgb_array")
+    simulator = Simulator([seed], "human" if view == "window" else "rgb_array")
 
     with recording as video:
 

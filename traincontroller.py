@@ -26,7 +26,7 @@ from envs.parallel import (
     start_workers,
 )
 from envs.rollouts import seen_in_driving
-from envs.simulator import choose_simulator, make_simulator
+from envs.simulator import Simulator
 from envs.tracks import track_seeds
 from models.agent import Driving
 from models.controller import even_basis
@@ -43,7 +43,6 @@ from utils.cli import (
     add_logdir,
     add_noreload,
     add_seed,
-    add_simulator,
     finite_float,
     natural_int,
     positive_float,
@@ -87,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
         "--target-return",
         type=finite_float,
         default=950,
-        help="stop when an evaluation reaches this; with --gymnasium-from, one on Gymnasium",
+        help="stop when an evaluation reaches this",
     )
     parser.add_argument(
         "--max-generations",
@@ -160,15 +159,6 @@ def parse_arguments() -> argparse.Namespace:
         "after each generation whose differences are mostly noise; 0: never",
     )
     add_seed(parser, "candidates and training tracks")
-    add_simulator(parser)
-    parser.add_argument(
-        "--gymnasium-from",
-        type=natural_int,
-        default=0,
-        help="train and evaluate on Gymnasium from this generation on, so that most generations "
-        "run on the fast simulator and the last ones on the one that scores; 0: never, or as "
-        "stored in the checkpoint",
-    )
     parser.add_argument(
         "--refine-from",
         type=natural_int,
@@ -206,16 +196,15 @@ class Judge:
         self,
         path: Path,
         pool: WorkerPool,
-        simulator: str,
         tracks: list[int],
         driving: Driving,
         models: str,
     ):
         """`models` is the fingerprint of V and M."""
-        self.path, self.pool, self.simulator, self.tracks = path, pool, simulator, tracks
+        self.path, self.pool, self.tracks = path, pool, tracks
         self.driving = driving
         # The conditions under which returns can be compared.
-        self.about = {"simulator": simulator, "eval-rollouts": len(tracks), "models": models}
+        self.about = {"eval-rollouts": len(tracks), "models": models}
         self.best = -np.inf
 
     def load(self) -> None:
@@ -228,7 +217,9 @@ class Judge:
                 f"{self.path} drives with {driving}, not {self.driving}; use --noreload to start "
                 "afresh"
             )
-        if state.get("about") == self.about and "reward" in state:
+        about = dict(state.get("about", {}))
+        gymnasium = about.pop("simulator", "gymnasium") == "gymnasium"  # earlier versions had two
+        if gymnasium and about == self.about and "reward" in state:
             self.best = float(state["reward"])
             print(f"{self.path}: best return so far {self.best:.1f}")
             return
@@ -238,7 +229,7 @@ class Judge:
             self.save(controller.flat_parameters().numpy(), returns, int(state.get("epoch", 0)))
             print(
                 f"{self.path}: {returns.mean():.1f} +- {returns.std():.1f} on {len(self.tracks)} "
-                f"tracks of {self.simulator}",
+                "tracks",
                 flush=True,
             )
         else:
@@ -247,7 +238,7 @@ class Judge:
     def score(self, parameters: np.ndarray, bar: tqdm | None = None) -> np.ndarray:
         """Controllers (m, P) -> returns (m, tracks)."""
         progress = bar.update if bar is not None else None
-        return run_rollouts(self.pool, self.simulator, parameters, self.tracks, progress)[0]
+        return run_rollouts(self.pool, parameters, self.tracks, progress)[0]
 
     def save(self, parameters: np.ndarray, returns: np.ndarray, generation: int) -> None:
         controller = new_controller(self.driving)
@@ -291,20 +282,9 @@ def train(args: argparse.Namespace) -> None:
     stored = None if afresh else load_checkpoint(checkpoint)
     if stored is not None and "cma" not in stored:
         raise UserError(f"{checkpoint} is not a controller training; use --noreload")
-    # What a training began with, it goes on with, unless it is told otherwise.
-    begun_with = stored["options"]["simulator"] if stored is not None else "auto"
-    simulator = choose_simulator(begun_with if args.simulator == "auto" else args.simulator)
-    gymnasium_from, refine_from = args.gymnasium_from, args.refine_from
-    if stored is not None:
-        gymnasium_from = gymnasium_from or stored["options"].get("gymnasium-from", 0)
+    refine_from = args.refine_from
+    if stored is not None:  # what a training began with, it goes on with
         refine_from = refine_from or stored["options"].get("refine-from", 0)
-    if simulator == "gymnasium":  # from the beginning
-        gymnasium_from = 0
-    if 0 < args.max_generations < gymnasium_from:
-        print(
-            f"--max-generations {args.max_generations} comes before --gymnasium-from "
-            f"{gymnasium_from}: all on {simulator} till then"
-        )
     if 0 < args.max_generations < refine_from:
         print(
             f"--max-generations {args.max_generations} comes before --refine-from {refine_from}: "
@@ -323,20 +303,14 @@ def train(args: argparse.Namespace) -> None:
         "diagonal": args.diagonal,
         "max-samples": args.max_samples,
         "seed": args.seed,
-        "simulator": simulator,
     }
     # Unlike the others, these a training may take up in its middle.
-    if gymnasium_from:
-        options["gymnasium-from"] = gymnasium_from
     if refine_from:
         options |= {
             "refine-from": refine_from,
             "refine-sigma": args.refine_sigma,
             "refine-screen": args.refine_screen,
         }
-
-    def simulator_of(generation: int) -> str:
-        return "gymnasium" if 0 < gymnasium_from <= generation else simulator
 
     size = new_controller(driving).flat_parameters().numel()
     evolution = Evolution(size, args.sigma, args.pop_size, args.seed, args.diagonal)
@@ -363,16 +337,17 @@ def train(args: argparse.Namespace) -> None:
         evolution.load_state_dict(stored["cma"])
         state |= stored["state"]
         generation = state["generation"]
-        for name, first in (("gymnasium-from", gymnasium_from), ("refine-from", refine_from)):
-            if name not in stored["options"] and 0 < first <= generation:
-                raise UserError(
-                    f"--{name} {first}: {checkpoint} has {generation} generations without it; use "
-                    f"{generation + 1} or more, or --noreload to start afresh"
-                )
-        print(
-            f"{checkpoint}: continuing after generation {generation} on "
-            f"{simulator_of(generation + 1)}"
-        )
+        if "refine-from" not in stored["options"] and 0 < refine_from <= generation:
+            raise UserError(
+                f"--refine-from {refine_from}: {checkpoint} has {generation} generations without "
+                f"it; use {generation + 1} or more, or --noreload to start afresh"
+            )
+        if stored["options"].get("simulator") == "envpool":
+            print(
+                f"{checkpoint}: begun on EnvPool, which is no longer used; it goes on, with all it "
+                "has, on Gymnasium's CarRacing"
+            )
+        print(f"{checkpoint}: continuing after generation {generation}")
 
     # What there is to do at once: a generation with all its rollouts, or an evaluation.
     samples = max(args.n_samples, args.max_samples)
@@ -384,14 +359,8 @@ def train(args: argparse.Namespace) -> None:
         print(f"{len(pool)} workers on {device}, V in {precision}; logs in {args.logdir / 'tmp'}")
 
         tracks = track_seeds("evaluate", args.eval_rollouts)
-
-        def judge_of(generation: int) -> Judge:
-            where = simulator_of(generation)
-            judge = Judge(folder / "best.tar", pool, where, tracks, driving, models)
-            judge.load()
-            return judge
-
-        judge = judge_of(state["generation"])
+        judge = Judge(folder / "best.tar", pool, tracks, driving, models)
+        judge.load()
 
         def save() -> None:
             save_checkpoint(
@@ -410,24 +379,19 @@ def train(args: argparse.Namespace) -> None:
                 args.max_steps and state["steps"] >= args.max_steps
             )
             due = finished or generation % args.eval_every == 0
-            if judge.simulator != simulator_of(generation):
-                judge = judge_of(generation)
             if due and state["evaluated"] < generation:
                 evaluate(judge, evolution, state, args.display, writer)
                 save()
-            # What is to end on Gymnasium has to reach the target there.
-            if judge.best >= args.target_return and generation >= gymnasium_from:
+            if judge.best >= args.target_return:
                 print(f"target reached: {judge.best:.1f} on {args.eval_rollouts} tracks")
                 break
             if finished:
                 best = f"best return {judge.best:.1f}" if judge.best > -np.inf else "not evaluated"
                 print(f"{folder}: {generation} generations done, {best}")
                 break
-            if generation + 1 == gymnasium_from:
-                print(f"on gymnasium from generation {gymnasium_from} on (--gymnasium-from)")
             if generation + 1 == refine_from:
-                refine(evolution, state, simulator_of(refine_from), driving, models, device, args)
-            run_generation(pool, simulator_of(generation + 1), evolution, state, args, writer)
+                refine(evolution, state, driving, models, device, args)
+            run_generation(pool, evolution, state, args, writer)
             save()
     writer.close()
 
@@ -435,7 +399,6 @@ def train(args: argparse.Namespace) -> None:
 def refine(
     evolution: Evolution,
     state: dict,
-    simulator: str,
     driving: Driving,
     models: str,
     device: torch.device,
@@ -449,7 +412,7 @@ def refine(
     candidates = torch.from_numpy(evolution.ask(generation))
     agent = load_agent(args.logdir, device, fast_precision(device), driving, models)
     tracks = track_seeds("train", len(candidates), args.seed, generation)
-    environments = make_simulator(simulator, tracks, available_cores())
+    environments = Simulator(tracks)
     try:
         mean, covariance, steps = seen_in_driving(agent, candidates, environments, args.patience)
     finally:
@@ -470,7 +433,6 @@ def refine(
 
 def screen(
     pool: WorkerPool,
-    simulator: str,
     mean: np.ndarray,
     n: int,
     generation: int,
@@ -483,7 +445,7 @@ def screen(
     the same ones. Few generations would show them any of these.
     """
     drawn = track_seeds("train", max(n, args.refine_screen), args.seed, generation)
-    returns, lengths = run_rollouts(pool, simulator, mean[None], drawn, patience=args.patience)
+    returns, lengths = run_rollouts(pool, mean[None], drawn, patience=args.patience)
     print(
         f"screening: the mean returns {returns.mean():.1f} +- {returns.std():.1f} on "
         f"{len(drawn)} tracks, minimum {returns.min():.1f}",
@@ -497,7 +459,6 @@ def screen(
 
 def run_generation(
     pool: WorkerPool,
-    simulator: str,
     evolution: Evolution,
     state: dict,
     args: argparse.Namespace,
@@ -511,7 +472,7 @@ def run_generation(
     n_samples = state["n-samples"]
     tracks, steps = track_seeds("train", n_samples, args.seed, generation), 0
     if evolution.refined and args.refine_screen:
-        tracks, steps = screen(pool, simulator, evolution.mean, n_samples, generation, args, writer)
+        tracks, steps = screen(pool, evolution.mean, n_samples, generation, args, writer)
     with tqdm(
         total=args.pop_size * n_samples,
         unit="rollout",
@@ -519,9 +480,7 @@ def run_generation(
         disable=not args.display,
         leave=False,
     ) as bar:
-        returns, lengths = run_rollouts(
-            pool, simulator, candidates, tracks, bar.update, args.patience
-        )
+        returns, lengths = run_rollouts(pool, candidates, tracks, bar.update, args.patience)
     fitness = worst_for_nan(returns)
     evolution.tell(fitness)
     seconds = time.monotonic() - start

@@ -41,7 +41,7 @@ def machine() -> dict[str, str]:
 
     device = choose_device("auto")
     packages = {}
-    for name in ("torch", "gymnasium", "envpool", "numpy", "cma"):
+    for name in ("torch", "gymnasium", "numba", "envpool", "numpy", "cma"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

@@ -9,9 +9,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from benchmarks.environments import best_split
+from benchmarks.environments import bare_rate
 from benchmarks.measure import Row, fastest, medians, rate_in_processes, row
-from benchmarks.setting import CORES, experiment, simulator
+from benchmarks.setting import CORES, experiment
 from envs.parallel import agent_digest, load_agent, run_rollouts, start_workers
 from envs.rollouts import AgentPolicy
 from envs.simulator import MAX_STEPS
@@ -89,11 +89,11 @@ def evaluation(workers: int, population: int, samples: int) -> Iterator[Callable
 
         def rate() -> float:
             start = time.perf_counter()
-            steps = int(run_rollouts(pool, simulator(), parameters(population), seeds)[1].sum())
+            steps = int(run_rollouts(pool, parameters(population), seeds)[1].sum())
             return steps / (time.perf_counter() - start)
 
         # So that every worker has started.
-        run_rollouts(pool, simulator(), parameters(2 * workers), seeds[:1])
+        run_rollouts(pool, parameters(2 * workers), seeds[:1])
         yield rate
 
 
@@ -113,7 +113,7 @@ def measure(repeats: int) -> list[Row]:
             {
                 "ours": ours,
                 "single": single,
-                "bare": best_split()[1],
+                "bare": bare_rate,
                 "agent": agents[fastest(agents)],
             },
             repeats,

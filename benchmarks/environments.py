@@ -1,37 +1,40 @@
-"""Bare environments: EnvPool in its best split into processes and threads, against Gymnasium."""
+"""Bare environments, against EnvPool where somebody installed it, and Gymnasium as it comes."""
 
-import functools
+import importlib.util
+import warnings
 from functools import partial
 
 import gymnasium as gym
 import numpy as np
 
-from benchmarks.measure import Row, fastest, medians, rate_in_processes, row
-from benchmarks.setting import CORES, plans, simulator
-from envs.simulator import MAX_STEPS, make_simulator
+from benchmarks.measure import Row, medians, rate_in_processes, row
+from benchmarks.setting import CORES, plans
+from envs.simulator import MAX_STEPS, Simulator
+
+ENVIRONMENTS = 16  # of a process, where the closed loop's limit is measured
 
 
-def step_bare(index: int, clock, name: str, n: int, threads: int, steps: int = MAX_STEPS) -> int:
-    """Step n environments through so many steps of brownian actions; returns steps of all.
+def step_bare(index: int, clock, n: int) -> int:
+    """An episode of brownian actions in each of n environments; returns steps of all.
 
     Whole episodes, and a restart of those that end early: CarRacing zooms in from the whole track
     in its first steps and draws them slowly, so that any shorter time would be of another mix.
     """
-    actions = plans(n, steps)
-    environments = make_simulator(name, [1000 * index + k for k in range(n)], threads)
-    ids = np.arange(n)
+    actions, ids = plans(n), np.arange(n)
+    environments = Simulator([1000 * index + k for k in range(n)])
+    environments.reset(ids)  # compiles, or loads, what draws
     clock()
     environments.reset(ids)
-    for t in range(steps):
+    for t in range(MAX_STEPS):
         _, _, terminated, truncated = environments.step(ids, actions[t])
         ended = ids[terminated | truncated]
-        if len(ended) and t < steps - 1:
+        if len(ended) and t < MAX_STEPS - 1:
             environments.reset(ended)
-    return n * steps
+    return n * MAX_STEPS
 
 
 def step_gymnasium(index: int, clock) -> int:
-    """An episode of Gymnasium's environment as it comes; returns steps."""
+    """The same in one of Gymnasium's environments, as it comes."""
     env = gym.make("CarRacing-v3")
     actions = plans(1)[:, 0]
     clock()
@@ -40,38 +43,58 @@ def step_gymnasium(index: int, clock) -> int:
         _, _, terminated, truncated, _ = env.step(action)
         if terminated or truncated:
             env.reset()
-    return len(actions)
+    return MAX_STEPS
 
 
-@functools.cache
-def best_split() -> tuple[str, partial]:
-    """The fastest split into processes and threads, and what measures its steps a second."""
-    envpool = simulator() == "envpool"
-    splits = {
-        f"{processes} processes x {threads} threads x {n * threads} environments": (
-            partial(rate_in_processes, processes, step_bare),
-            (simulator(), n * threads, threads),
+def step_envpool(index: int, clock) -> int:
+    """The same in one of EnvPool's environments, on one thread."""
+    import envpool
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of Gymnasium, about float precision
+        env = envpool.make(
+            "CarRacing-v3",
+            env_type="gymnasium",
+            num_envs=1,
+            num_threads=1,
+            seed=index,
+            max_episode_steps=MAX_STEPS,
         )
-        for processes, threads in ({(CORES, 1), (1, CORES)} if envpool else {(CORES, 1)})
-        for n in ((16, 32, 64) if envpool else (1,))
-    }
-    # A quarter of an episode is of another mix, but of the same one for all splits.
-    best = fastest({s: partial(do, (*how, MAX_STEPS // 4)) for s, (do, how) in splits.items()})
-    do, how = splits[best]
-    return best, partial(do, how)
+    actions = plans(1)
+    clock()
+    env.reset()
+    for action in actions:
+        _, _, terminated, truncated, _ = env.step(action)
+        if terminated[0] or truncated[0]:
+            env.reset()
+    return MAX_STEPS
+
+
+def bare_rate() -> float:
+    """Steps a second of a process on each core, without an agent: the closed loop's limit."""
+    return rate_in_processes(CORES, step_bare, (ENVIRONMENTS,))
 
 
 def measure(repeats: int) -> list[Row]:
-    split, bare_rate = best_split()
-    rates = medians(
-        {
-            "bare": bare_rate,
-            "swift": partial(rate_in_processes, CORES, step_bare, ("gymnasium", 1, 1)),
-            "gymnasium": partial(rate_in_processes, CORES, step_gymnasium),
-        },
-        repeats,
+    single = partial(rate_in_processes, 1)
+    work = {
+        "ours": partial(single, step_bare, (1,)),
+        "gymnasium": partial(single, step_gymnasium),
+        "all ours": bare_rate,
+        "all gymnasium": partial(rate_in_processes, CORES, step_gymnasium),
+    }
+    if importlib.util.find_spec("envpool") is not None:
+        work["envpool"] = partial(single, step_envpool)
+    else:
+        print("EnvPool is not installed: no row for it")
+    rates = medians(work, repeats)
+    stage, stages = "bare environments, one thread", f"bare environments, {CORES} processes"
+    rows = []
+    if "envpool" in rates:
+        rows.append(row(stage, rates["ours"], "EnvPool", rates["envpool"], "steps/s", ">= 2"))
+    rows.append(
+        row(stage, rates["ours"], "Gymnasium as it comes", rates["gymnasium"], "steps/s", ">= 20")
     )
-    stage = f"bare environments ({simulator()}, {split})"
-    swift = f"Gymnasium as driven here, {CORES} processes"
-    against = (f"gymnasium, {CORES} processes", rates["gymnasium"], "steps/s")
-    return [row(stage, rates["bare"], *against, ">= 7"), row(swift, rates["swift"], *against)]
+    everywhere = f"Gymnasium as it comes, {CORES} processes"
+    rows.append(row(stages, rates["all ours"], everywhere, rates["all gymnasium"], "steps/s"))
+    return rows

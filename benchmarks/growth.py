@@ -10,12 +10,12 @@ import torch
 
 from benchmarks.controller import evaluation, parameters
 from benchmarks.measure import Row, medians, row
-from benchmarks.setting import CORES, dataset, experiment, simulator
+from benchmarks.setting import CORES, dataset, experiment
 from data.episodes import list_episodes
 from data.loaders import FRAME_BYTES, FrameLoader
 from envs.parallel import load_agent
 from envs.rollouts import AgentPolicy, play
-from envs.simulator import MAX_STEPS, make_simulator
+from envs.simulator import MAX_STEPS, Simulator
 from models.vae import VAE
 from trainvae import make_optimizer, run_epoch
 from utils.learning import choose_device, fast_precision, training_precision
@@ -47,7 +47,7 @@ def environments_rate(n: int) -> float:
             if len(clock) == TO:
                 raise Enough
 
-        environments = make_simulator(simulator(), list(range(first, first + n)))
+        environments = Simulator(list(range(first, first + n)))
         policy = AgentPolicy(agent, controllers[first : first + n])
         with suppress(Enough):
             play(environments, n, n, policy, watch)

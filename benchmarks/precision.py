@@ -4,10 +4,9 @@ import numpy as np
 import torch
 
 from benchmarks.measure import ROOT, Row, row
-from benchmarks.setting import CORES, simulator
 from envs.parallel import load_agent, load_controller
 from envs.rollouts import AgentPolicy, play
-from envs.simulator import make_simulator
+from envs.simulator import Simulator
 from envs.tracks import track_seeds
 from utils.learning import choose_device, fast_precision
 
@@ -20,7 +19,7 @@ def play_tracks(precision: torch.dtype) -> np.ndarray:
     logdir = ROOT / "pretrained"
     controller, driving, _ = load_controller(logdir / "ctrl" / "best.tar")
     agent = load_agent(logdir, choose_device("auto"), precision, driving)
-    environments = make_simulator(simulator(), track_seeds("test", TRACKS, SEED), CORES)
+    environments = Simulator(track_seeds("test", TRACKS, SEED))
     parameters = controller.flat_parameters().expand(TRACKS, -1)
     returns, _ = play(environments, TRACKS, TRACKS, AgentPolicy(agent, parameters))
     environments.close()

@@ -10,7 +10,6 @@ import torch
 
 from data.generation_script import BATCH, setup_worker
 from data.policies import brownian
-from envs.simulator import choose_simulator
 from models.controller import Controller
 from models.mdrnn import MDRNN
 from models.vae import VAE
@@ -30,11 +29,6 @@ def folder() -> Path:
 
 
 @functools.cache
-def simulator() -> str:
-    return choose_simulator("auto")
-
-
-@functools.cache
 def dataset() -> Path:
     """EPISODES brownian episodes on disk."""
     rootdir = folder() / "data"
@@ -45,7 +39,7 @@ def dataset() -> Path:
 
 def generators() -> WorkerPool:
     """A process for each core that plays brownian episodes of seed 0, without patience."""
-    return WorkerPool(CORES, setup_worker, ("brown", 0, simulator(), 0), folder() / "logs")
+    return WorkerPool(CORES, setup_worker, ("brown", 0, 0), folder() / "logs")
 
 
 def generation_units(rootdir: Path) -> list[dict[int, Path]]:

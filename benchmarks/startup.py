@@ -7,7 +7,7 @@ import sys
 import time
 
 from benchmarks.measure import SHORT, Row, row, start_script
-from benchmarks.setting import experiment, folder, simulator
+from benchmarks.setting import experiment, folder
 from utils.cli import UserError
 
 FIRST_STEP = "first step"  # what a worker writes to its log (envs/parallel.py)
@@ -20,7 +20,7 @@ def seconds_to_first_step() -> float:
     shutil.copytree(experiment(), logdir, ignore=shutil.ignore_patterns("tmp", "ctrl*"))
     log = logdir / "tmp" / "worker_0.log"
     start = time.perf_counter()
-    script = start_script("traincontroller.py", "--logdir", logdir, "--simulator", simulator())
+    script = start_script("traincontroller.py", "--logdir", logdir)
     while not (log.exists() and FIRST_STEP in log.read_text()):
         if script.poll() is not None:
             raise UserError("traincontroller.py ended before its first step; see above")

@@ -10,7 +10,7 @@ from data.episodes import Episode, write_episode
 from data.policies import RANDOM_POLICIES
 from envs.parallel import load_agent, load_controller
 from envs.rollouts import AgentPolicy, Policy, play
-from envs.simulator import MAX_STEPS, make_simulator
+from envs.simulator import MAX_STEPS, Simulator
 from envs.tracks import track_seeds
 from utils.frames import SIZE, to_64
 from utils.learning import choose_device, fast_precision
@@ -61,13 +61,12 @@ def play_episodes(
     paths: dict[int, Path],
     make_policy: PolicyMaker,
     seed: int,
-    simulator: str,
     patience: int = 0,
     wrote: Callable[[int, int], None] | None = None,
 ) -> None:
     """Play the episodes numbered by the keys of `paths` together and write each to its path.
 
-    Episode k depends on (policy, seed, simulator, patience, k) alone: its track and its
+    Episode k depends on (policy, seed, patience, k) alone: its track and its
     randomness are drawn from (seed, k). With `patience` it ends after so many steps without a
     new tile. `wrote(k, T)` is called for each file that is complete.
     """
@@ -98,6 +97,6 @@ def play_episodes(
                 wrote(numbers[i], int(end))
 
     tracks = [track_seeds("data", 1, seed, k)[0] for k in numbers]
-    environments = make_simulator(simulator, tracks)
+    environments = Simulator(tracks)
     play(environments, n, n, make_policy(numbers, seed), watch, patience)
     environments.close()

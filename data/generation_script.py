@@ -3,9 +3,9 @@
     python data/generation_script.py --rollouts 1000 --rootdir datasets/carracing --threads 8
 
 Episode k is `rootdir/thread_<k mod threads>/rollout_<k>.npz`, and depends on the policy, the
-seed, the simulator, --patience and k alone (and on the controller and --noise, where one drives).
-Run again, it makes only what is missing. Data sets of several policies or simulators lie in
-sub-folders of one folder, which is then V's and M's --rootdir.
+seed, --patience and k alone (and on the controller and --noise, where one drives). Run again, it
+makes only what is missing. Data sets of several policies lie in sub-folders of one folder, which is
+then V's and M's --rootdir.
 """
 
 import json
@@ -22,14 +22,13 @@ from data.carracing import controller_policy, play_episodes, random_policy
 from data.episodes import BadEpisode, episode_length
 from data.policies import RANDOM_POLICIES
 from envs.parallel import agent_digest, load_controller
-from envs.simulator import choose_simulator
+from envs.simulator import environment
 from models.inference import tell_if_not_packed
 from utils.checkpoint import stage_weights
 from utils.cli import (
     UserError,
     add_rootdir,
     add_seed,
-    add_simulator,
     natural_float,
     natural_int,
     positive_int,
@@ -74,7 +73,6 @@ def parse_arguments() -> Namespace:
         "road does not fill the data with one view; 0: never",
     )
     add_seed(parser, "tracks and actions")
-    add_simulator(parser)
     return parser.parse_args()
 
 
@@ -82,7 +80,6 @@ def setup_worker(
     index: int,
     policy: str,
     seed: int,
-    simulator: str,
     patience: int,
     logdir: Path | None = None,
     noise: float = 0.0,
@@ -94,21 +91,20 @@ def setup_worker(
     make = controller_policy(logdir, noise) if policy == "controller" else random_policy(policy)
 
     def work(paths: dict[int, Path], report) -> None:
-        play_episodes(paths, make, seed, simulator, patience, lambda k, steps: report((k, steps)))
+        play_episodes(paths, make, seed, patience, lambda k, steps: report((k, steps)))
 
     return work
 
 
-def agree_with(rootdir: Path, args: Namespace) -> str:
+def agree_with(rootdir: Path, args: Namespace) -> None:
     """Check the options against what made the episodes in `rootdir`, note them where it is new.
 
-    Returns the simulator. Raises UserError on a contradiction.
+    Raises UserError on a contradiction.
     """
     note = rootdir / "generation.json"
     asked = {
         "policy": args.policy,
         "seed": args.seed,
-        "simulator": args.simulator,
         "patience": args.patience,
     }
     if args.policy != "controller":
@@ -123,12 +119,10 @@ def agree_with(rootdir: Path, args: Namespace) -> str:
     if note.exists():
         try:
             made = json.loads(note.read_text())
-            made = {key: made[key] for key in ("policy", "seed", "simulator", *made)}
+            made = {key: made[key] for key in ("policy", "seed", *made)}
             made.setdefault("patience", 0)  # of a data set from before there was the option
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{note} is damaged; remove it, or use another --rootdir") from None
-        if args.simulator == "auto":
-            asked["simulator"] = made["simulator"]
         for key, value in asked.items():
             if value != made.get(key):
                 if key == "logdir":
@@ -140,16 +134,19 @@ def agree_with(rootdir: Path, args: Namespace) -> str:
                     f"--{key} {value}: the episodes in {rootdir} were made with --{key} "
                     f"{made.get(key)}; use that, or another --rootdir"
                 )
-        return choose_simulator(made["simulator"])
+        if made.get("simulator") == "envpool":
+            print(
+                f"{rootdir}: begun on EnvPool, which is no longer used; its episodes stay, and the "
+                "missing ones are driven on Gymnasium's CarRacing"
+            )
+        return
     if any(rootdir.rglob("*.npz")):
         raise UserError(
             f"--rootdir {rootdir} holds episodes that this script did not make "
             f"({note.name} is missing); use another --rootdir"
         )
-    simulator = choose_simulator(args.simulator)
     with atomic_write(note) as file:
-        file.write(json.dumps(asked | {"simulator": simulator}).encode())
-    return simulator
+        file.write(json.dumps(asked).encode())
 
 
 def controller_digest(logdir: Path | None) -> str:
@@ -180,7 +177,7 @@ def existing_episodes(rootdir: Path) -> set[int]:
 def generate(args: Namespace) -> None:
     """Make the episodes that are missing."""
     rootdir = args.rootdir
-    simulator = agree_with(rootdir, args)
+    agree_with(rootdir, args)
     there = existing_episodes(rootdir)
     missing = [k for k in range(args.rollouts) if k not in there]
     print(f"{rootdir}: {len(there)} episodes there, {len(missing)} of {args.rollouts} to make")
@@ -189,6 +186,7 @@ def generate(args: Namespace) -> None:
 
     if args.policy == "controller":
         tell_if_not_packed(choose_device("cpu"))
+    environment()  # compiles what the processes draw with
     workers = min(args.threads, len(missing))
     batch = min(BATCH, -(-len(missing) // workers))
     paths = {k: rootdir / f"thread_{k % args.threads}" / f"rollout_{k}.npz" for k in missing}
@@ -210,7 +208,7 @@ def generate(args: Namespace) -> None:
         with WorkerPool(
             workers,
             setup_worker,
-            (args.policy, args.seed, simulator, args.patience, args.logdir, args.noise),
+            (args.policy, args.seed, args.patience, args.logdir, args.noise),
             rootdir / "logs",
         ) as pool:
             for _ in pool.run(units, news):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from envs.rollouts import AgentPolicy, play
-from envs.simulator import make_simulator
+from envs.simulator import Simulator, environment
 from models.agent import DEFAULT, Agent, Driving
 from models.controller import Controller
 from models.mdrnn import HIDDEN_SIZE, MDRNN
@@ -30,7 +30,6 @@ class Rollouts(NamedTuple):
     number: int  # of the unit
     parameters: np.ndarray  # (n, P) float32
     seeds: list[int]
-    simulator: str
     patience: int  # see envs.rollouts.play
 
 
@@ -145,7 +144,7 @@ def setup_worker(
                 going = len(ids)
                 report((unit.number, n - going))
 
-        environments = make_simulator(unit.simulator, unit.seeds, threads)
+        environments = Simulator(unit.seeds)
         try:
             policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
             results = play(environments, n, n, policy, watch, unit.patience)
@@ -174,8 +173,10 @@ def start_workers(
 ) -> WorkerPool:
     """Workers for batches of `rollouts`, never more than there is work.
 
+    What they draw with is compiled here, where that was not done before, and not by each of them.
     `models` is the fingerprint of V and M, by `agent_digest`, as they have to stay.
     """
+    environment()
     count = min(max_workers, rollouts)
     name = "cuda" if device.type == "cuda" and device.index is None else str(device)
     arguments = (logdir, name, driving, models, count)
@@ -184,13 +185,12 @@ def start_workers(
 
 def run_rollouts(
     pool: WorkerPool,
-    simulator: str,
     parameters: np.ndarray,
     seeds: list[int],
     progress: Callable[[int], None] | None = None,
     patience: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drive each of m controllers (m, P) on each of k tracks of a simulator.
+    """Drive each of m controllers (m, P) on each of k tracks.
 
     Returns the returns (m, k) float64 and the lengths in frames (m, k) int64.
     `progress(rollouts)` is called as rollouts are finished.
@@ -208,7 +208,6 @@ def run_rollouts(
             number,
             parameters[[i for i, _ in share]].astype(np.float32),
             [seeds[j] for _, j in share],
-            simulator,
             patience,
         )
         for number, share in enumerate(shares)

@@ -34,7 +34,7 @@ PUBLISHED = {
 }
 
 # Choices that differ from the base in V and M.
-OTHER_MODELS = ("models_of_round_1", "without_gymnasium_episodes")
+OTHER_MODELS = ("models_of_round_1", "without_gymnasium_episodes")  # the second of earlier versions
 
 
 def read_results(path: Path) -> dict[str, dict]:

@@ -1,19 +1,17 @@
 #!/usr/bin/env bash
 # One controller for each choice and seed, with the same V and M and the same budget of environment
-# steps; each is scored on 100 test tracks of EnvPool, others than those of the published scores, so
+# steps; each is scored on 100 test tracks, others than those of the published scores, so
 # that nothing is chosen by these. Then a table of all scores, which are kept in RESULTS
 # (LOGDIR/ablations/results.json). Stopped at any point and run again, it continues, and what has its
-# scores in RESULTS is not trained again, on whatever machine that was. 20 to 35 minutes for
-# each training on 2 cores, 70 for `full_covariance_gymnasium`, which is evaluated on 50 tracks
-# instead of 100 because Gymnasium is so much slower.
+# scores in RESULTS is not trained again, on whatever machine that was.
 #
 #   bash scripts/ablations.sh                            all of them
 #   ONLY="base no_patience" bash scripts/ablations.sh    some; the table shows all that are there
 #
 # LOGDIR (relative to the repository), STEPS and SEEDS choose experiment, budget and seeds; MODELS
 # is the logdir with V and M, if not LOGDIR: MODELS=pretrained takes the shipped ones, which need no
-# training. `models_of_round_1` and `without_gymnasium_episodes` need what scripts/reproduce.sh left
-# in LOGDIR, and are compared with its V and M: they are not among the choices with another MODELS.
+# training. `models_of_round_1` needs what scripts/reproduce.sh left in LOGDIR, and is compared with
+# its V and M: it is not among the choices with another MODELS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,8 +24,8 @@ results=${RESULTS:-$folder/results.json}
 all="base no_patience full_covariance sigma_0.05 sigma_0.2 population_96_with_1_rollout
     population_16_with_6_rollouts growing_rollouts squashed_actions untrained_mdrnn no_mdrnn
     full_covariance_untrained_mdrnn full_covariance_no_mdrnn full_covariance_no_patience
-    full_covariance_refined full_covariance_refined_unscreened full_covariance_gymnasium"
-[[ $models == "$logdir" ]] && all+=" models_of_round_1 without_gymnasium_episodes"
+    full_covariance_refined full_covariance_refined_unscreened"
+[[ $models == "$logdir" ]] && all+=" models_of_round_1"
 only=${ONLY:-$all}
 for name in $only; do
     if [[ ! $all =~ (^|[[:space:]])$name($|[[:space:]]) ]]; then
@@ -84,11 +82,10 @@ choice() {
             ln -sfn "$(realpath "$models/$stage")" "$run/$stage"
         done
         python traincontroller.py --logdir "$run" --device cpu --seed "$seed" \
-            --simulator envpool --pop-size 32 --n-samples 3 --patience 100 \
-            --max-steps "$steps" --eval-every 1000 --eval-rollouts 100 "$@"
+            --pop-size 32 --n-samples 3 --patience 100 --max-steps "$steps" --eval-every 1000 --eval-rollouts 100 "$@"
         if [[ ! -e $run/test.txt || $run/ctrl/checkpoint.tar -nt $run/test.txt ]]; then
             python test_controller.py --logdir "$run" --device cpu --no-render \
-                --episodes 100 --seed 1 --simulator envpool > "$run/test.part"
+                --episodes 100 --seed 1 > "$run/test.part"
             mv "$run/test.part" "$run/test.txt"
         fi
         python scripts/ablation_table.py --logdir "$logdir" --results "$results" > /dev/null
@@ -98,7 +95,6 @@ choice() {
 for name in $only; do
     case $name in
         models_of_round_1) need $name "$logdir"/round_1/{vae,mdrnn}/best.tar ;;
-        without_gymnasium_episodes) need $name "$logdir"/data/{brown,driven} ;;
         *) need $name "$models"/{vae,mdrnn}/best.tar ;;
     esac
 done
@@ -119,20 +115,6 @@ choice full_covariance_no_mdrnn "$models" --no-mdrnn
 choice full_covariance_no_patience "$models" --patience 0
 choice full_covariance_refined "$models" --refine-from 21
 choice full_covariance_refined_unscreened "$models" --refine-from 21 --refine-screen 0
-choice full_covariance_gymnasium "$models" --gymnasium-from 21 --eval-rollouts 50
 choice models_of_round_1 "$logdir/round_1" --diagonal
-
-# V and M of the same data, less the episodes of Gymnasium, with the options of reproduce.sh.
-without=$folder/models_without_gymnasium
-if [[ -n $(unscored without_gymnasium_episodes 2> /dev/null) ]]; then
-    mkdir -p "$without/data"
-    for name in brown driven; do
-        ln -sfn "$(realpath "$logdir/data/$name")" "$without/data/$name"
-    done
-    common=(--logdir "$without" --rootdir "$without/data" --device cpu)
-    python trainvae.py "${common[@]}" --epochs 4 --batch-size 64 --low-rate-from 4
-    python trainmdrnn.py "${common[@]}" --epochs 40
-fi
-choice without_gymnasium_episodes "$without" --diagonal
 
 python scripts/ablation_table.py --logdir "$logdir" --results "$results"

@@ -1,7 +1,7 @@
 """Compare two controllers on the same tracks, and say how many tracks that takes.
 
-    python test_controller.py --logdir a --no-render --episodes 100 --simulator envpool > a.txt
-    python test_controller.py --logdir b --no-render --episodes 100 --simulator envpool > b.txt
+    python test_controller.py --logdir a --no-render --episodes 100 > a.txt
+    python test_controller.py --logdir b --no-render --episodes 100 > b.txt
     python scripts/compare.py a.txt b.txt
 
 The returns on one track differ less between two controllers than those on two tracks, so the

@@ -27,32 +27,16 @@ PAPER_STEPS = 1.7e9 / 1800  # of a generation
 PAPER_HOURS = 4.03e6 / 3600 / 1800
 
 
-def break_before(rows: np.ndarray, generation: int) -> np.ndarray:
-    """Rows (n, k) of ascending generations -> (n + 1, k): NaN before `generation`.
-
-    So no line of the plot joins returns of two simulators. Without rows, (0,), they stay so.
-    """
-    if not len(rows):
-        return rows
-    return np.insert(rows, np.searchsorted(rows[:, 0], generation), np.nan, axis=0)
-
-
 def main() -> None:
     parser = script_parser("Draw the learning curve of a controller beside the paper's.")
     add_logdir(parser)
     parser.add_argument("--to", type=picture_path, default="learning_curve.png", help="picture")
     args = parser.parse_args()
     path = args.logdir / "ctrl" / "checkpoint.tar"
-    stored = load_checkpoint(path)
-    state = stored.get("state", {})
+    state = load_checkpoint(path).get("state", {})
     if not state.get("history"):
         raise UserError(f"{path} has no history of generations; train the controller first")
     history, evaluations = np.array(state["history"]), np.array(state["evaluations"])
-    switch = stored.get("options", {}).get("gymnasium-from", 0)
-    switched = 1 < switch <= len(history)  # in its middle
-    if switched:
-        before = history[switch - 2]  # the last generation on EnvPool
-        history, evaluations = break_before(history, switch), break_before(evaluations, switch)
 
     try:
         import matplotlib
@@ -79,10 +63,6 @@ def main() -> None:
             x = evaluations[:, column] * scale
             axis.plot(x, evaluations[:, 3], "s-", color="C1", label="mean of the distribution")
             axis.plot(x, evaluations[:, 4], "^-", color="C2", label="its running average")
-        if switched:
-            axis.axvline(
-                before[column] * scale, color="C3", linestyle=":", label="Gymnasium from here on"
-            )
         axis.axhline(900, color="black", linewidth=0.5, linestyle="--")
         axis.set(xscale="log", xlabel=unit)
     axes[0].set_ylabel("return")

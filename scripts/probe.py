@@ -2,7 +2,7 @@
 
     python scripts/probe.py --logdir pretrained exp_dir
 
-C is linear, so it can only steer by what is linear in z and h. Episodes of Gymnasium, driven by the
+C is linear, so it can only steer by what is linear in z and h. Episodes driven by the
 controller of `--driver` with noise on its weights, are seen by the V of each logdir and remembered
 by its M, where there is one; ridge regressions from mu (T, 32), and from mu and h (T, 288), to what
 the simulator knows are fitted on three quarters of the episodes and scored on the rest, four times.
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from envs.parallel import load_agent, load_controller
 from envs.rollouts import AgentPolicy, play
-from envs.simulator import GymnasiumSimulator
+from envs.simulator import Simulator
 from envs.tracks import track_seeds
 from models.mdrnn import HIDDEN_SIZE, MDRNN
 from models.vae import Encoder
@@ -104,7 +104,7 @@ def record(driver: Path, episodes: int, seed: int) -> list[Recording]:
     noise = torch.tensor(NOISE).repeat(-(-episodes // len(NOISE)))[:episodes, None]
     parameters = weights + noise * torch.randn(episodes, len(weights), generator=generator)
 
-    simulator = GymnasiumSimulator(track_seeds("data", episodes, seed))
+    simulator = Simulator(track_seeds("data", episodes, seed))
     steps = [[] for _ in range(episodes)]
 
     def watch(ids: np.ndarray, actions: np.ndarray, seen: np.ndarray, *_) -> None:

@@ -32,7 +32,7 @@ python traincontroller.py --logdir "$logdir" --device cpu --display \
 stage "5/5 test: tracks that no training has seen"
 score() {
     python test_controller.py --logdir "$logdir" --device cpu --no-render \
-        --episodes 16 --simulator auto "$@"
+        --episodes 16 "$@"
 }
 score --untrained | tee "$logdir/before.txt"
 score | tee "$logdir/after.txt"

@@ -8,15 +8,12 @@ cd "$(dirname "$0")/.."
 
 # All that makes the experiment what it is:
 logdir=${LOGDIR:-experiment}
-brown=(--policy brown --rollouts 120 --seed 1 --simulator envpool)
-brown_gymnasium=(--policy brown --rollouts 20 --seed 2 --simulator gymnasium)
-driven=(--policy controller --rollouts 80 --seed 3 --simulator envpool --patience 200)
-driven_gymnasium=(--policy controller --rollouts 30 --seed 4 --simulator gymnasium --patience 200)
+brown=(--policy brown --rollouts 140 --seed 1)
+driven=(--policy controller --rollouts 110 --seed 3 --patience 200)
 vae=(--epochs 4 --batch-size 64 --low-rate-from 4)
 mdrnn=(--epochs 40)
-controller=(--simulator envpool --pop-size 32 --n-samples 3 --patience 100
-    --refine-from 31 --gymnasium-from 46 --eval-every 54 --eval-rollouts 100
-    --max-generations 54 --seed 1)
+controller=(--pop-size 32 --n-samples 3 --patience 100 --refine-from 31
+    --eval-every 54 --eval-rollouts 100 --max-generations 54 --seed 1)
 
 # Round one is the quick start: its controller drives in the data of round two.
 first=$logdir/round_1
@@ -32,20 +29,16 @@ data() {
     python data/generation_script.py --rootdir "$logdir/data/$1" --threads 2 "${@:2}"
 }
 data brown "${brown[@]}"
-data brown_gymnasium "${brown_gymnasium[@]}"
 data driven "${driven[@]}" --logdir "$first"
-data driven_gymnasium "${driven_gymnasium[@]}" --logdir "$first"
 
 python trainvae.py --logdir "$logdir" --rootdir "$logdir/data" --device cpu "${vae[@]}"
 python trainmdrnn.py --logdir "$logdir" --rootdir "$logdir/data" --device cpu "${mdrnn[@]}"
 python traincontroller.py --logdir "$logdir" --device cpu "${controller[@]}"
 
-for simulator in gymnasium envpool; do
-    scores=$logdir/$simulator.txt
-    if [[ ! -e $scores || $logdir/ctrl/best.tar -nt $scores ]]; then
-        python test_controller.py --logdir "$logdir" --device cpu --no-render \
-            --episodes 100 --simulator "$simulator" > "$scores.part"
-        mv "$scores.part" "$scores"
-    fi
-done
-tail -n 1 "$logdir/gymnasium.txt" "$logdir/envpool.txt"
+scores=$logdir/scores.txt
+if [[ ! -e $scores || $logdir/ctrl/best.tar -nt $scores ]]; then
+    python test_controller.py --logdir "$logdir" --device cpu --no-render \
+        --episodes 100 > "$scores.part"
+    mv "$scores.part" "$scores"
+fi
+tail -n 1 "$scores"

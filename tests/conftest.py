@@ -48,7 +48,7 @@ def write_dataset(rootdir: Path, lengths: list[int]) -> Path:
 def import_once():
     """Start the server from which scripts and workers are forked, with most of their imports."""
     # torch._dynamo is what the first optimizer imports.
-    modules = ["torch", "torch._dynamo", "tensorboardX", "cma", "envpool"]
+    modules = ["torch", "torch._dynamo", "tensorboardX", "cma", "numba", "gymnasium"]
     multiprocessing.forkserver.set_forkserver_preload(modules)
     multiprocessing.forkserver.ensure_running()
     workers_from_server()

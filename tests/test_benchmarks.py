@@ -78,9 +78,8 @@ class Clock:
 
 def test_the_controller_is_measured_as_it_is_trained(monkeypatch, own_folder):
     """All but the driving itself, which takes a generation."""
-    pytest.importorskip("envpool")
 
-    def driven(pool, simulator, parameters, seeds):
+    def driven(pool, parameters, seeds):
         lengths = np.full((len(parameters), len(seeds)), 1000)
         assert len(pool) == 2 and parameters.shape[1] == PARAMETERS
         return np.zeros(lengths.shape), lengths

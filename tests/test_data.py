@@ -18,7 +18,7 @@ from data.latents import LatentEpisode, encode_episodes
 from data.loaders import FRAME_BYTES, FrameLoader, WindowLoader
 from data.policies import brownian, white
 from envs.parallel import load_controller
-from envs.simulator import GymnasiumSimulator
+from envs.simulator import Simulator
 from models.vae import Encoder
 from utils.cli import UserError
 from utils.frames import pixels_to_unit, to_64
@@ -65,26 +65,26 @@ def test_recorded_frames_follow_their_actions(monkeypatch, tmp_path):
     paths = {7: tmp_path / "e7.npz", 8: tmp_path / "e8.npz"}
     seeds = {}
 
-    class Short(GymnasiumSimulator):
-        """Gymnasium's CarRacing with a time limit of 25."""
+    class Short(Simulator):
+        """CarRacing with a time limit of 25."""
 
         def step(self, ids, actions):
             frames, rewards, terminated, _ = super().step(ids, actions)
             self.t = getattr(self, "t", 0) + 1
             return frames, rewards, terminated, np.full(len(ids), self.t == 25)
 
-    def make(name, tracks):
+    def make(tracks):
         seeds.update(zip(sorted(paths), tracks, strict=True))
         return Short(tracks)
 
-    monkeypatch.setattr(carracing, "make_simulator", make)
-    carracing.play_episodes(paths, carracing.random_policy("brown"), 3, "gymnasium")
+    monkeypatch.setattr(carracing, "Simulator", make)
+    carracing.play_episodes(paths, carracing.random_policy("brown"), 3)
     assert seeds[7] != seeds[8]
     for k, path in paths.items():
         episode = read_episode(path)
         assert len(episode.observations) == 25
         np.testing.assert_array_equal(episode.actions, brownian(25, np.random.default_rng([3, k])))
-        simulator = GymnasiumSimulator([seeds[k]])
+        simulator = Simulator([seeds[k]])
         ids = np.array([0])
         simulator.reset(ids)
         for t in range(25):

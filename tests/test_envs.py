@@ -14,7 +14,7 @@ from envs.parallel import (
     start_workers,
 )
 from envs.rollouts import AgentPolicy, play, seen_in_driving
-from envs.simulator import GymnasiumSimulator, make_simulator
+from envs.simulator import Simulator
 from envs.tracks import PURPOSES, track_seeds
 from envs.viewer import Video
 from models.agent import DEFAULT, Driving
@@ -24,15 +24,7 @@ from utils.cli import UserError
 from utils.learning import fast_precision
 from utils.workers import available_cores
 
-SIMULATORS = ["envpool", "gymnasium"]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(params=SIMULATORS)
-def simulator_name(request):
-    if request.param == "envpool":
-        pytest.importorskip("envpool")
-    return request.param
 
 
 def actions_for(seed, steps, n):
@@ -40,9 +32,9 @@ def actions_for(seed, steps, n):
     return generator.uniform([-1, 0, 0], [1, 1, 0.2], (steps, n, 3)).astype(np.float32)
 
 
-def test_interface_and_seeds(simulator_name):
+def test_interface_and_seeds():
     """The same seed is the same episode, whichever others run beside it."""
-    environments = make_simulator(simulator_name, [11, 12, 11])
+    environments = Simulator([11, 12, 11])
     ids = np.arange(3)
     frames = environments.reset(ids)
     assert frames.shape == (3, 96, 96, 3) and frames.dtype == np.uint8
@@ -57,9 +49,9 @@ def test_interface_and_seeds(simulator_name):
     environments.close()
 
 
-def test_only_the_named_episodes_move_and_answers_keep_their_order(simulator_name):
-    environments = make_simulator(simulator_name, [1, 2, 3])
-    alone = make_simulator(simulator_name, [3])
+def test_only_the_named_episodes_move_and_answers_keep_their_order():
+    environments = Simulator([1, 2, 3])
+    alone = Simulator([3])
     first = environments.reset(np.array([2, 0]))
     np.testing.assert_array_equal(first[0], alone.reset(np.array([0]))[0])
     environments.reset(np.array([1]))
@@ -73,51 +65,20 @@ def test_only_the_named_episodes_move_and_answers_keep_their_order(simulator_nam
     alone.close()
 
 
-def test_gymnasium_episodes_are_those_of_gymnasium():
-    """Every pixel, from the first zoom to the edge of the field, on one track and the next."""
-    import gymnasium as gym
-
-    seeds = (5, 6)
-    environments = GymnasiumSimulator(seeds, "rgb_array")
-    env = gym.make("CarRacing-v3", render_mode="rgb_array")
-    ahead = np.tile(np.array([[0.0, 1.0, 0.0]], np.float32), (200, 1))
-    bends = ahead[:150].copy()
-    bends[60:90] = (0.3, 0.1, 0.0)
-    bends[100:115] = (-1.0, 0.0, 0.9)
-    for episode, actions in enumerate((bends, ahead)):
-        ids = np.array([episode])
-        frame, _ = env.reset(seed=seeds[episode])
-        np.testing.assert_array_equal(environments.reset(ids)[0], frame)
-        for step, action in enumerate(actions):
-            if step % 20 == 0:  # what a spectator sees
-                np.testing.assert_array_equal(environments.picture(episode), env.render())
-            frame, reward, terminated, _, _ = env.step(action)
-            frames, rewards, ended, _ = environments.step(ids, action[None])
-            np.testing.assert_array_equal(frames[0], frame)
-            assert rewards[0] == pytest.approx(reward, abs=1e-5) and ended[0] == terminated
-            if terminated:
-                break
-        np.testing.assert_array_equal(environments.picture(episode), env.render())
-    assert terminated, "the car never came to the edge of the field"
-    env.close()
-    environments.close()
-
-
 def stand_still(ids, frames):
     return np.zeros((len(ids), 3), np.float32)
 
 
-def test_episodes_end_at_the_time_limit_of_1000(simulator_name, monkeypatch):
+def test_episodes_end_at_the_time_limit_of_1000(monkeypatch):
     assert simulator.MAX_STEPS == 1000
-    if simulator_name == "gymnasium":  # a thousand of its frames would take too long
-        monkeypatch.setattr(simulator, "MAX_STEPS", 50)
+    monkeypatch.setattr(simulator, "MAX_STEPS", 50)
     truncations = []
 
     def watch(ids, actions, frames, rewards, terminated, truncated):
         assert not terminated.any()
         truncations.append(bool(truncated[0]))
 
-    returns, lengths = play(make_simulator(simulator_name, [4]), 1, 1, stand_still, watch)
+    returns, lengths = play(Simulator([4]), 1, 1, stand_still, watch)
     assert lengths[0] == simulator.MAX_STEPS == len(truncations)
     assert truncations.index(True) == len(truncations) - 1
     # A car that stands still has its first tiles, if any, and pays 0.1 a frame.
@@ -170,7 +131,7 @@ def test_play_counts_each_step_once_and_refills_the_slots():
 
 
 def test_stuck_episodes_leave_their_environment_to_the_next_ones():
-    environments = GymnasiumSimulator([1, 2, 3])
+    environments = Simulator([1, 2, 3])
     made = []
     make = environments._make
     environments._make = lambda: made.append(make()) or made[-1]
@@ -228,18 +189,16 @@ def controllers(n):
     return torch.stack([Controller().flat_parameters() * 2 for _ in range(n)])
 
 
-def test_batch_equals_one_environment_at_a_time(experiment, simulator_name, monkeypatch):
+def test_batch_equals_one_environment_at_a_time(experiment, monkeypatch):
     """Six controllers on six tracks in three slots, and each alone, give the same returns."""
     monkeypatch.setattr(simulator, "MAX_STEPS", 120)
     agent = load_agent(experiment, CPU, torch.float32)
     parameters, seeds = controllers(6), track_seeds("test", 6, 1)
-    together, lengths = play(
-        make_simulator(simulator_name, seeds), 6, 3, AgentPolicy(agent, parameters)
-    )
+    together, lengths = play(Simulator(seeds), 6, 3, AgentPolicy(agent, parameters))
     assert len(set(together.round(3))) > 3  # they do drive differently
     for i in range(6):
         alone, length = play(
-            make_simulator(simulator_name, [seeds[i]]),
+            Simulator([seeds[i]]),
             1,
             1,
             AgentPolicy(agent, parameters[i : i + 1]),
@@ -250,13 +209,12 @@ def test_batch_equals_one_environment_at_a_time(experiment, simulator_name, monk
 
 def test_workers_give_each_rollout_its_place(experiment):
     """The matrix of returns does not depend on how the rollouts were shared out."""
-    pytest.importorskip("envpool")
     # Three that reach different numbers of tiles, and are soon stuck.
     parameters, seeds = controllers(12)[[0, 10, 11]].numpy(), track_seeds("test", 2, 5)
     with start_workers(experiment, CPU, 2, 6, agent_digest(experiment)) as pool:
         assert len(pool) == 2
         counted = []
-        rollouts = ("envpool", parameters, seeds)
+        rollouts = (parameters, seeds)
         returns, lengths = run_rollouts(pool, *rollouts, counted.append, patience=60)
         again, _ = run_rollouts(pool, *rollouts, patience=60)
     assert returns.shape == lengths.shape == (3, 2)
@@ -267,7 +225,7 @@ def test_workers_give_each_rollout_its_place(experiment):
     agent = load_agent(experiment, CPU, fast_precision(CPU))
     for i, j in ((0, 1), (2, 0)):
         alone, _ = play(
-            make_simulator("envpool", [seeds[j]]),
+            Simulator([seeds[j]]),
             1,
             1,
             AgentPolicy(agent, torch.from_numpy(parameters[i : i + 1])),
@@ -354,9 +312,7 @@ def test_units_are_alike_and_as_many_for_each_worker():
     for workers, m, k in ((2, 32, 3), (2, 32, 4), (4, 3, 100), (8, 96, 3), (3, 2, 1), (2, 5, 7)):
         pool = Pool(workers)
         counted = []
-        returns, _ = run_rollouts(
-            pool, "envpool", np.zeros((m, 867)), list(range(k)), counted.append
-        )
+        returns, _ = run_rollouts(pool, np.zeros((m, 867)), list(range(k)), counted.append)
         assert sum(counted) == m * k
         np.testing.assert_array_equal(returns, np.tile(np.arange(k), (m, 1)))
         assert sum(pool.sizes) == m * k and max(pool.sizes) <= UNIT
@@ -396,7 +352,7 @@ def test_what_is_seen_in_driving_is_z_and_the_h_beside_it(driving, experiment):
     size = 867 if driving == DEFAULT else 99
     parameters = torch.randn(3, size, generator=torch.Generator().manual_seed(0)) * 0.1
     seeds = track_seeds("train", 3, 0)
-    environments = GymnasiumSimulator(seeds)
+    environments = Simulator(seeds)
     mean, covariance, steps = seen_in_driving(agent, parameters, environments, patience=12)
     environments.close()
 
@@ -411,7 +367,7 @@ def test_what_is_seen_in_driving_is_z_and_the_h_beside_it(driving, experiment):
             action, h, c = agent.step(seen, weights[None], h, c)
             return action.numpy()
 
-        environments = GymnasiumSimulator([seed])
+        environments = Simulator([seed])
         play(environments, 1, 1, drive, patience=12)
         environments.close()
     rows = np.array(rows, np.float64)

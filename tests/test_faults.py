@@ -80,12 +80,11 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(stage, tmp_path):
 
 @pytest.mark.parametrize(
     "switch, every",
-    [([], 2), (["--gymnasium-from", 2], 3), (["--refine-from", 2, "--refine-screen", 2], 3)],
+    [([], 2), (["--refine-from", 2, "--refine-screen", 2], 3)],
 )
 def test_a_controller_training_that_was_killed_ends_as_if_it_had_not_been(
     switch, every, run_here, tmp_path
 ):
-    pytest.importorskip("envpool")
     options = ["--pop-size", 4, "--n-samples", 1, "--eval-every", every, "--eval-rollouts", 1]
     command = ["traincontroller.py", *options, "--patience", 5, "--max-generations", 3]
     command += [*switch, "--device", "cpu"]
@@ -149,7 +148,6 @@ def test_thirty_kills_at_random_moments_leave_every_checkpoint_whole(tmp_path):
 
 
 def test_a_killed_worker_changes_nothing(tmp_path):
-    pytest.importorskip("envpool")
     options = ["--pop-size", 4, "--n-samples", 1, "--eval-rollouts", 1, "--max-generations", 1]
     # Long enough that the worker is killed in its unit, shorter than whole episodes.
     command = ["traincontroller.py", *options, "--patience", 100, "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""The logdir that is shipped drives, on both simulators."""
+"""The logdir that is shipped drives."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
-from envs import simulator as simulators
+from envs import simulator
 from envs.parallel import load_agent, load_controller
 from envs.rollouts import AgentPolicy, play
 from envs.tracks import track_seeds
@@ -16,10 +16,7 @@ from utils.checkpoint import load_checkpoint
 PRETRAINED = ROOT / "pretrained"
 
 
-@pytest.mark.parametrize("simulator", ["envpool", "gymnasium"])
-def test_pretrained_drives_three_tracks(simulator, tmp_path):
-    if simulator == "envpool":
-        pytest.importorskip("envpool")
+def test_pretrained_drives_three_tracks(tmp_path):
     for stage in ("vae", "mdrnn", "ctrl"):  # workers log into the logdir: not into the shipped one
         (tmp_path / "pretrained").mkdir(exist_ok=True)
         (tmp_path / "pretrained" / stage).symlink_to(PRETRAINED / stage)
@@ -34,7 +31,7 @@ def test_pretrained_drives_three_tracks(simulator, tmp_path):
         "--seed",
         1,
     ]
-    done = run_script("test_controller.py", *options, "--simulator", simulator, cwd=tmp_path)
+    done = run_script("test_controller.py", *options, cwd=tmp_path)
     assert done.returncode == 0 and "note:" not in done.stdout, done.stdout + done.stderr
     mean = float(done.stdout.splitlines()[-1].split()[1])
     assert mean > 800, done.stdout
@@ -42,22 +39,17 @@ def test_pretrained_drives_three_tracks(simulator, tmp_path):
 
 # On the first four test tracks of seed 3, with V in float32: the mean action (steering, gas, brake)
 # of the first 20 steps, and returns. Another shipped controller needs other values.
-ACTIONS_OF_20 = {
-    "envpool": [[0.1543, 0.9965, 0], [0.3871, 0.9044, 0], [0.3269, 0.8446, 0], [0.3432, 0.857, 0]],
-    "gymnasium": [[0.4134, 0.8729, 0], [0.3948, 0.9195, 0], [0.179, 0.9395, 0], [0.288, 0.888, 0]],
-}
-AFTER_100 = {
-    "envpool": [88.81, 73.06, 75.32, 73.33],
-    "gymnasium": [69.87, 75.91, 80.58, 88.04],
-}
-AFTER_300 = {
-    "envpool": [305.97, 315.51, 311.30, 316.67],
-    "gymnasium": [299.07, 317.08, 299.71, 377.84],
-}
+ACTIONS_OF_20 = [
+    [0.4134, 0.8729, 0],
+    [0.3948, 0.9195, 0],
+    [0.179, 0.9395, 0],
+    [0.288, 0.888, 0],
+]
+AFTER_100 = [69.87, 75.91, 80.58, 88.04]
+AFTER_300 = [299.07, 317.08, 299.71, 377.84]
 
 
-@pytest.mark.parametrize("name", ["envpool", "gymnasium"])
-def test_actions_and_returns_are_what_they_were(name, monkeypatch):
+def test_actions_and_returns_are_what_they_were(monkeypatch):
     """Whatever is made faster: the same tracks give the same actions and returns.
 
     Driving amplifies rounding, which differs between processors. A hundred thousandth on the
@@ -65,25 +57,23 @@ def test_actions_and_returns_are_what_they_were(name, monkeypatch):
     mu move it by 0.02. It moves no return by more than a tile in 100 steps, but one by several in
     300, and then their mean by less than two.
     """
-    if name == "envpool":
-        pytest.importorskip("envpool")
     controller, driving, _ = load_controller(PRETRAINED / "ctrl" / "best.tar")
     agent = load_agent(PRETRAINED, torch.device("cpu"), torch.float32, driving)
     policy = AgentPolicy(agent, controller.flat_parameters().expand(4, -1))
 
     def drive(steps):
-        monkeypatch.setattr(simulators, "MAX_STEPS", steps)
-        environments = simulators.make_simulator(name, track_seeds("test", 4, 3))
+        monkeypatch.setattr(simulator, "MAX_STEPS", steps)
+        environments = simulator.Simulator(track_seeds("test", 4, 3))
         seen = []
         returns, _ = play(environments, 4, 4, policy, lambda _, actions, *__: seen.append(actions))
         environments.close()
         return returns, np.stack(seen)  # all four are driven in each step, in their order
 
     _, actions = drive(20)
-    assert actions.mean(axis=0) == pytest.approx(np.array(ACTIONS_OF_20[name]), abs=0.005)
+    assert actions.mean(axis=0) == pytest.approx(np.array(ACTIONS_OF_20), abs=0.005)
     tile = 4.0  # at most, with 250 tiles or more
-    assert drive(100)[0] == pytest.approx(AFTER_100[name], abs=tile)
-    assert drive(300)[0].mean() == pytest.approx(np.mean(AFTER_300[name]), abs=2 * tile)
+    assert drive(100)[0] == pytest.approx(AFTER_100, abs=tile)
+    assert drive(300)[0].mean() == pytest.approx(np.mean(AFTER_300), abs=2 * tile)
 
 
 def test_pretrained_is_weights_only_and_small():

@@ -174,12 +174,3 @@ def add_noreload(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start afresh; what is there is kept under a dated name",
     )
-
-
-def add_simulator(parser: argparse.ArgumentParser, default: str = "auto") -> None:
-    parser.add_argument(
-        "--simulator",
-        choices=["auto", "envpool", "gymnasium"],
-        default=default,
-        help="who simulates CarRacing-v3; auto takes EnvPool where it is installed",
-    )

@@ -1,0 +1,622 @@
+"""CarRacing's frames by compiled loops: a scene in, the frame (96, 96, 3) out.
+
+Equal to the last bit to what pygame-ce 2.5 makes of the scene, with gfxdraw's antialiased and
+filled polygons, draw.polygon, and smoothscale on processors with SIMD. Knows nothing of Gymnasium.
+
+The window has 1000x800 pixels, and 96x96 cells of them make the frame. What makes it fast:
+- It is drawn in bands of 50 rows of pixels, which are 6 rows of cells, and fit a core's cache.
+- Whatever changes the color along a row or a column leaves a mark there. A cell without a mark is
+  of one color, and its pixels are never added up.
+- Arrays are indexed by unsigned numbers, `u(...)`. With others the compiler provides for indices
+  that count from the end, and does not vectorise.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.compiling import compiled, kept
+
+WIDTH, HEIGHT = 1000, 800  # of the window, in pixels
+SIZE = 96  # of the frame, in cells
+DASHBOARD = 700  # from this row on there are the bars and the score, above it is the world
+BAND = 50  # rows of pixels
+BAND_CELLS = SIZE * BAND // HEIGHT
+ONE = 1 << 14  # a pixel, in the units in which smoothscale shares pixels out among cells
+RED_BLUE, GREEN = 0xFF00FF, 0x00FF00  # of a pixel
+HALF = 1 << 15  # of a pixel, in the units of a fill's crossings
+
+u = np.uint64
+
+
+class Scene(NamedTuple):
+    """What a frame shows. y points upwards in the world, downwards in the dashboard."""
+
+    corners: np.ndarray  # (n, 4, 2) float64: the ground's polygons, in the order of drawing
+    centers: np.ndarray  # (n, 2) float64
+    radii: np.ndarray  # (n,) float64: corners' distance from the center at most
+    colors: np.ndarray  # (n, 3) float64, cut to integers
+    car: np.ndarray  # (m, 8, 2) float32: the car's polygons, in the order of drawing
+    car_corners: np.ndarray  # (m,) int64: how many corners each has; 0: it is not drawn
+    car_colors: np.ndarray  # (m, 3) int64
+    car_places: np.ndarray  # (m, 4) float32: cosine and sine of their angles, x and y in the world
+    camera: np.ndarray  # (5,) float64: cosine, sine, zoom, left, bottom; a point of the world is
+    # turned by that angle, zoomed, and moved by (left, bottom)
+    bars: np.ndarray  # (k, 4, 2) float64: the dashboard's polygons, in the window
+    bar_corners: np.ndarray  # (k,) int64
+    bar_colors: np.ndarray  # (k, 3) int64
+    score: np.ndarray  # (h, w) uint8: a picture in gray
+    score_left: int  # where it lies in the window
+    score_upper: int
+
+
+class Buffers(NamedTuple):
+    """What drawing works in, of no meaning between two frames."""
+
+    canvas: np.ndarray  # (BAND, WIDTH) uint32: pixels, red in the lowest byte
+    marks: np.ndarray  # (BAND, columns) uint8: see `_columns`
+    touched: np.ndarray  # (columns,) uint8: the marks of a row of cells
+    corners: np.ndarray  # (n, 4, 2) int64: polygons in sight, in pixels
+    edges: np.ndarray  # (n, 4, 8) int64: their outlines' edges, see `_edge`
+    colors: np.ndarray  # (n,) int64
+    parts: np.ndarray  # (m, 8, 2) int64: the car's polygons, or the bars, in pixels
+    crossings: np.ndarray  # (BAND, 8) int64: where a row crosses a polygon's edges
+    counts: np.ndarray  # (BAND,) int64: how often
+    spans: np.ndarray  # (2, BAND) int64: first and last pixel of a row that a polygon fills
+
+
+def new_buffers(polygons: int) -> Buffers:
+    """Buffers for scenes of at most so many polygons on the ground."""
+    return Buffers(
+        np.empty((BAND, WIDTH), np.uint32),
+        np.empty((BAND, 2 * SIZE + 1), np.uint8),
+        np.empty(2 * SIZE + 1, np.uint8),
+        np.empty((polygons, 4, 2), np.int64),
+        np.empty((polygons, 4, 8), np.int64),
+        np.empty(polygons, np.int64),
+        np.empty((16, 8, 2), np.int64),
+        np.empty((BAND, 8), np.int64),
+        np.empty(BAND, np.int64),
+        np.empty((2, BAND), np.int64),
+    )
+
+
+def _shares(pixels: int) -> np.ndarray:
+    """How smoothscale shares a line of pixels out among SIZE cells, (SIZE, 4) int64.
+
+    A cell has a share of its first pixel and of its last one, and all between them: first pixel,
+    its weight, last pixel, its weight.
+    """
+    cell = ONE * pixels // SIZE
+    shares, left, first, weight = [], cell, -1, 0
+    for pixel in range(pixels):
+        if left > ONE:
+            left -= ONE
+        else:
+            shares.append((first, weight, pixel, left))
+            first, weight = pixel, ONE - left
+            left = cell - weight
+    return np.array(shares, np.int64)
+
+
+def _uniform(pixels: int) -> np.ndarray:
+    """What becomes of a cell whose pixels all have one value, (SIZE, 256) uint8."""
+    first, first_weight, last, last_weight = _shares(pixels).T[:, :, None]
+    value = np.arange(256)
+    shared = (4 * value * first_weight >> 16) + (4 * value * last_weight >> 16)
+    return (((last - first - 1) * value + shared) * _scale(pixels) >> 16).astype(np.uint8)
+
+
+def _scale(pixels: int) -> int:
+    """65536 over the pixels in a cell, as smoothscale has it."""
+    return 2**30 // (ONE * pixels // SIZE)
+
+
+def _columns() -> np.ndarray:
+    """The column of marks of each pixel in a row, (WIDTH,) uint8.
+
+    Cell c has 2c for its first pixel, 2c + 1 for those between, 2c + 2 for its last one, which is
+    the next cell's first.
+    """
+    columns = np.zeros(WIDTH, np.uint8)
+    for cell, (first, _, last, _) in enumerate(_shares(WIDTH)):
+        columns[first + 1 : last] = 2 * cell + 1
+        columns[last] = 2 * cell + 2
+    return columns
+
+
+X_SHARES, Y_SHARES = _shares(WIDTH), _shares(HEIGHT)
+X_UNIFORM, Y_UNIFORM = _uniform(WIDTH), _uniform(HEIGHT)
+X_SCALE, Y_SCALE = _scale(WIDTH), _scale(HEIGHT)
+COLUMNS = _columns()
+
+
+def draw(scene: Scene, buffers: Buffers, frame: np.ndarray) -> None:
+    """Draw the scene into frame (96, 96, 3) uint8."""
+    _draw(*scene, *buffers, frame)  # one by one: a compiled function takes tuples slowly
+
+
+@kept
+def _draw(
+    points, centers, radii, point_colors, car, car_corners, car_colors, car_places, camera, bars,
+    bar_corners, bar_colors, score, left, upper, canvas, marks, touched, corners, edges, colors,
+    parts, crossings, counts, spans, frame,
+):  # fmt: skip
+    shown, covered = _in_sight(points, centers, radii, point_colors, camera, corners, edges, colors)
+    _place_car(car, car_places, camera, parts)
+    for top in range(0, DASHBOARD, BAND):
+        base = HEIGHT - 1 - top  # the world's y is in row base - y of the band
+        _clear(canvas, marks, colors[0] if covered else 0)
+        for i in range(1 if covered else 0, shown):
+            _polygon(canvas, marks, corners, edges, colors, i, base, crossings, counts, spans)
+        for i in range(len(car)):
+            color = _packed(car_colors, i)
+            _part(canvas, marks, parts, i, car_corners[i], base, -1, color, crossings)
+        _reduce(canvas, marks, touched, top // BAND, frame)
+    for i in range(len(bars)):
+        for k in range(4):
+            parts[i, k, 0], parts[i, k, 1] = np.int64(bars[i, k, 0]), np.int64(bars[i, k, 1])
+    for top in range(DASHBOARD, HEIGHT, BAND):
+        _clear(canvas, marks, 0)
+        for i in range(len(bars)):
+            color = _packed(bar_colors, i)
+            _part(canvas, marks, parts, i, bar_corners[i], -top, 1, color, crossings)
+        _picture(canvas, marks, top, score, left, upper)
+        _reduce(canvas, marks, touched, top // BAND, frame)
+
+
+@compiled
+def _packed(colors, i):
+    """Color i of (n, 3) as a pixel."""
+    return np.int64(colors[i, 0]) | np.int64(colors[i, 1]) << 8 | np.int64(colors[i, 2]) << 16
+
+
+@compiled
+def _clear(canvas, marks, color):
+    canvas[:] = color
+    marks[:] = 0
+
+
+# What is in sight, in pixels
+
+
+@compiled
+def _pixel(camera, x, y):
+    """The pixel, in integers, of a point of the world."""
+    cosine, sine, zoom = camera[0], camera[1], camera[2]
+    return (
+        np.int64((cosine * x - sine * y) * zoom + camera[3]),
+        np.int64((sine * x + cosine * y) * zoom + camera[4]),
+    )
+
+
+@compiled
+def _place_car(car, places, camera, parts):
+    """Polygons (m, 8, 2) at their places in the world, in single precision, in pixels."""
+    for i in range(len(car)):
+        cosine, sine, left, bottom = places[i, 0], places[i, 1], places[i, 2], places[i, 3]
+        for k in range(8):
+            x, y = car[i, k, 0], car[i, k, 1]
+            at_x, at_y = cosine * x - sine * y + left, sine * x + cosine * y + bottom
+            parts[i, k, 0], parts[i, k, 1] = _pixel(camera, np.float64(at_x), np.float64(at_y))
+
+
+@compiled
+def _in_sight(points, centers, radii, point_colors, camera, corners, edges, colors):
+    """Put polygons of the ground that may be seen into the buffers.
+
+    Returns how many, and whether the first one covers the whole window.
+    """
+    shown, covered = 0, False
+    for i in range(len(points)):
+        x, y = _pixel(camera, centers[i, 0], centers[i, 1])
+        reach = np.int64(radii[i] * camera[2]) + 3
+        if x < -reach or x > WIDTH + reach or y < HEIGHT - DASHBOARD - reach or y > HEIGHT + reach:
+            continue
+        for k in range(4):
+            x, y = _pixel(camera, points[i, k, 0], points[i, k, 1])
+            # gfxdraw keeps 16 bits of them
+            corners[shown, k, 0], corners[shown, k, 1] = np.int16(x), np.int16(y)
+        colors[shown] = _packed(point_colors, i)
+        if i == 0:
+            covered = _covers(corners)
+        if i > 0 or not covered:
+            for k in range(4):
+                n = (k + 1) & 3
+                x1, y1, x2, y2 = (
+                    corners[shown, k, 0],
+                    corners[shown, k, 1],
+                    corners[shown, n, 0],
+                    corners[shown, n, 1],
+                )
+                _edge(x1, y1, x2, y2, edges, shown, k)
+        shown += 1
+    return shown, covered
+
+
+@compiled
+def _covers(corners):
+    """Whether polygon 0 of (n, 4, 2) has the window and its edge inside."""
+    inside = 0
+    for k in range(4):
+        n = (k + 1) & 3
+        x1, y1, x2, y2 = corners[0, k, 0], corners[0, k, 1], corners[0, n, 0], corners[0, n, 1]
+        for x in (-2, WIDTH + 2):
+            for y in (-2, HEIGHT + 2):
+                side = (x2 - x1) * (y - y1) - (y2 - y1) * (x - x1)
+                inside += 1 if side > 0 else -1
+    return abs(inside) == 16
+
+
+NOTHING, VERTICAL, HORIZONTAL, STEEP, FLAT = range(5)
+
+
+@compiled
+def _edge(x1, y1, x2, y2, edges, i, k):
+    """Set edge k of polygon i to what an antialiased line from (x1, y1) to (x2, y2) is.
+
+    Its kind; its first pixel x, y; its lower end x, y; the direction of x from there, 1 or -1; its
+    length in the longer direction; the steps in the shorter one for a pixel of that, times 2^32.
+    """
+    seen, x1, y1, x2, y2 = _clipped(x1, y1, x2, y2)
+    edges[i, k, 0] = NOTHING
+    if not seen:
+        return
+    edges[i, k, 1], edges[i, k, 2] = x1, y1
+    if y1 > y2:
+        x1, y1, x2, y2 = x2, y2, x1, y1
+    width, height = abs(x2 - x1), y2 - y1
+    edges[i, k, 3], edges[i, k, 4], edges[i, k, 5] = x1, y1, 1 if x2 > x1 else -1
+    if width == 0:
+        edges[i, k, 0], edges[i, k, 6] = VERTICAL, height
+    elif height == 0:
+        edges[i, k, 0], edges[i, k, 3], edges[i, k, 6] = HORIZONTAL, min(x1, x2), width
+    elif height > width:
+        edges[i, k, 0], edges[i, k, 6] = STEEP, height
+        edges[i, k, 7] = (width << 16) // height << 16
+    else:
+        edges[i, k, 0], edges[i, k, 6] = FLAT, width
+        edges[i, k, 7] = (height << 16) // width << 16
+
+
+@compiled
+def _clipped(x1, y1, x2, y2):
+    """Whether the line is seen in the window, and its ends there, by Cohen and Sutherland.
+
+    In gfxdraw's integers, with its rounding, and with the ends exchanged where it does so.
+    """
+    while True:
+        code1, code2 = _side(x1, y1), _side(x2, y2)
+        if code1 | code2 == 0 or code1 & code2 != 0:
+            return code1 | code2 == 0, x1, y1, x2, y2
+        if code1 == 0:
+            x1, y1, x2, y2 = x2, y2, x1, y1
+            code1 = code2
+        slope = np.float32(1)
+        if x2 != x1:
+            slope = np.float32(y2 - y1) / np.float32(x2 - x1)
+        if code1 & 3:
+            x = 0 if code1 & 1 else WIDTH - 1
+            y1 += np.int64(np.float32(x - x1) * slope)
+            x1 = x
+        else:
+            y = HEIGHT - 1 if code1 & 4 else 0
+            if x2 != x1:
+                x1 += np.int64(np.float32(y - y1) / slope)
+            y1 = y
+
+
+@compiled
+def _side(x, y):
+    """On which sides of the window a pixel lies, in bits."""
+    return (x < 0) | (x >= WIDTH) << 1 | (y >= HEIGHT) << 2 | (y < 0) << 3
+
+
+# The ground, as gfxdraw draws it
+
+
+@compiled
+def _polygon(canvas, marks, corners, edges, colors, i, base, crossings, counts, spans):
+    """Polygon i's antialiased outline, and its inside over that, in the rows of a band."""
+    bottom = min(min(corners[i, 0, 1], corners[i, 1, 1]), min(corners[i, 2, 1], corners[i, 3, 1]))
+    top = max(max(corners[i, 0, 1], corners[i, 1, 1]), max(corners[i, 2, 1], corners[i, 3, 1]))
+    low, high = max(bottom, base - BAND + 1), min(top, base)
+    first, last = base - high, base - low  # rows, or none
+    for row in range(first, last + 1):
+        counts[u(row)] = 0
+    if first <= last:
+        for k in range(4):
+            _cross(corners, i, k, base, low, high, top, crossings, counts)
+    for row in range(first, last + 1):
+        r = u(row)
+        a, b = WIDTH, -1  # nothing
+        if counts[r] == 2:
+            a, b = _filled(crossings[r, u(0)], crossings[r, u(1)])
+        spans[u(0), r], spans[u(1), r] = a, b
+    if first <= last:
+        for k in range(4):
+            _outline(canvas, marks, edges, i, k, base, first, last, colors[i], spans)
+    for row in range(first, last + 1):
+        _fill(canvas, marks, row, colors[i], crossings, counts, spans)
+        _mark_changes(marks, row, row > first, row == base - top, row == base - bottom, spans)
+
+
+@compiled
+def _cross(corners, i, k, base, low, high, top, crossings, counts):
+    """Add where rows `low` to `high` cross the edge that ends in corner k, in 1/65536 pixels."""
+    n = (k + 3) & 3
+    x1, y1, x2, y2 = corners[i, n, 0], corners[i, n, 1], corners[i, k, 0], corners[i, k, 1]
+    if y1 > y2:
+        x1, y1, x2, y2 = x2, y2, x1, y1
+    start, end = max(y1, low), min(y2 if y2 == top else y2 - 1, high)
+    if y1 == y2 or start > end:
+        return
+    # ((y - y1) << 16) // height, without a division for each row
+    height, width = y2 - y1, x2 - x1
+    step = (1 << 16) // height
+    step_rest = (1 << 16) - step * height
+    way = ((start - y1) << 16) // height
+    rest = ((start - y1) << 16) - way * height
+    for y in range(start, end + 1):
+        row = u(base - y)
+        crossings[row, u(counts[row])] = way * width + (x1 << 16)
+        counts[row] += 1
+        way += step
+        rest += step_rest
+        if rest >= height:
+            rest -= height
+            way += 1
+
+
+@compiled
+def _filled(a, b):
+    """First and last pixel between two crossings of a row, within the window."""
+    if a > b:
+        a, b = b, a
+    a, b = (a + 1 + HALF) >> 16, (b - 1 + HALF) >> 16
+    return max(min(a, b), 0), min(max(a, b), WIDTH - 1)
+
+
+@compiled
+def _outline(canvas, marks, edges, i, k, base, first, last, color, spans):
+    """Edge k of polygon i in rows `first` to `last`, where the polygon will not be filled."""
+    kind, x, y, direction = edges[i, k, 0], edges[i, k, 3], edges[i, k, 4], edges[i, k, 5]
+    length, slope = edges[i, k, 6], edges[i, k, 7]
+    low, high = base - last, base - first
+    if kind == VERTICAL:
+        for row in range(base - min(y + length, high), base - max(y, low) + 1):
+            _line(canvas, marks, row, x, x, color)
+    elif kind == HORIZONTAL:
+        if low <= y <= high:
+            _line(canvas, marks, base - y, x, x + length, color)
+    elif kind != NOTHING:
+        if low <= edges[i, k, 2] <= high:
+            first_x = edges[i, k, 1]
+            _line(canvas, marks, base - edges[i, k, 2], first_x, first_x, color)
+        spread = _spread(color)
+        if kind == STEEP:
+            start, end = max(1, low - y), min(length - 1, high - y)
+            t = start * slope
+            for row in range(base - y - start, base - y - end - 1, -1):
+                at, weight = x + direction * (t >> 32), t >> 24 & 255
+                _blend(canvas, marks, spans, row, at, spread, 255 - weight)
+                _blend(canvas, marks, spans, row, at + direction, spread, weight)
+                t += slope
+        else:
+            start = max(1, (((low - 1 - y) << 32) + slope - 1) // slope)
+            end = min(length - 1, (((high + 1 - y) << 32) - 1) // slope)
+            t = start * slope
+            for at in range(x + direction * start, x + direction * (end + 1), direction):
+                row, weight = base - y - (t >> 32), t >> 24 & 255
+                if row <= last:
+                    _blend(canvas, marks, spans, row, at, spread, 255 - weight)
+                if row > first:
+                    _blend(canvas, marks, spans, row - 1, at, spread, weight)
+                t += slope
+
+
+@compiled
+def _spread(pixel):
+    """A pixel with 16 bits for each color, so that one product serves all three."""
+    return (pixel & RED_BLUE) | (pixel & GREEN) << 24
+
+
+@compiled
+def _blend(canvas, marks, spans, row, x, color, weight):
+    """Draw a pixel of an outline in a color, spread, at this weight of 255."""
+    r, at = u(row), u(x)
+    if x < spans[u(0), r] or x > spans[u(1), r]:  # others will be filled
+        alpha = 255 * weight >> 8
+        old = _spread(np.int64(canvas[r, at]))
+        mixed = (old * (256 - alpha) + color * alpha) >> 8
+        canvas[r, at] = (mixed & RED_BLUE) | (mixed >> 24 & GREEN)
+        marks[r, u(COLUMNS[at])] = 1
+
+
+@compiled
+def _fill(canvas, marks, row, color, crossings, counts, spans):
+    """Fill a row of a polygon."""
+    r = u(row)
+    if counts[r] > 2:  # it crosses itself
+        _sort(crossings, r, counts[r])
+        for n in range(0, counts[r], 2):
+            a, b = _filled(crossings[r, u(n)], crossings[r, u(n + 1)])
+            _line(canvas, marks, row, a, b, color)
+    for x in range(u(spans[u(0), r]), u(spans[u(1), r] + 1)):
+        canvas[r, x] = color
+
+
+@compiled
+def _mark_changes(marks, row, below_another, highest, lowest, spans):
+    """Mark where a row of a polygon begins and ends, and differs from the row above it."""
+    a, b = spans[u(0), u(row)], spans[u(1), u(row)]
+    above_a, above_b = a, b  # of another band, whose cells are others
+    if below_another:
+        above_a, above_b = spans[u(0), u(row - 1)], spans[u(1), u(row - 1)]
+    if a > b:
+        if above_a <= above_b:
+            _mark(marks, row, above_a, above_b)
+    elif highest or above_a > above_b:
+        _mark(marks, row, a, b)
+    elif lowest:
+        _mark(marks, row, min(a, above_a), max(b, above_b))
+    else:
+        _mark(marks, row, min(a, above_a), max(a, above_a))
+        _mark(marks, row, min(b, above_b), max(b, above_b))
+
+
+@compiled
+def _line(canvas, marks, row, a, b, color):
+    """Pixels a to b of a row, which may be none."""
+    if a <= b:
+        for x in range(u(a), u(b + 1)):
+            canvas[u(row), x] = color
+        _mark(marks, row, a, b)
+
+
+@compiled
+def _mark(marks, row, a, b):
+    """Mark pixels a to b of a row."""
+    for column in range(u(COLUMNS[u(a)]), u(COLUMNS[u(b)]) + u(1)):
+        marks[u(row), column] = 1
+
+
+@compiled
+def _sort(values, row, n):
+    """Sort the first n of a row, in place."""
+    for i in range(1, n):
+        for k in range(i, 0, -1):
+            a, b = values[row, u(k - 1)], values[row, u(k)]
+            values[row, u(k - 1)], values[row, u(k)] = min(a, b), max(a, b)
+
+
+# The car and the dashboard, as pygame.draw.polygon draws them
+
+
+@compiled
+def _part(canvas, marks, parts, i, n, base, sign, color, crossings):
+    """Part i's first n corners (m, n, 2), in the rows of a band; y is in row base + sign * y."""
+    bottom, top = parts[i, 0, 1], parts[i, 0, 1]
+    for k in range(1, n):
+        bottom, top = min(bottom, parts[i, k, 1]), max(top, parts[i, k, 1])
+    if sign < 0:
+        low, high = max(bottom, base - BAND + 1), min(top, base)
+    else:
+        low, high = max(bottom, -base), min(top, BAND - 1 - base)
+    for y in range(low, high + 1):
+        row, count = base + sign * y, 0
+        for k in range(n):
+            before = k - 1 if k else n - 1
+            x1, y1, x2, y2 = (
+                parts[i, before, 0],
+                parts[i, before, 1],
+                parts[i, k, 0],
+                parts[i, k, 1],
+            )
+            if y1 == y2:
+                # Beside the scan: an edge along the row, which the scan may leave out.
+                if y1 == y and (bottom < y < top or bottom == top):
+                    _window_line(canvas, marks, row, x1, x2, color)
+                continue
+            if y1 > y2:
+                x1, y1, x2, y2 = x2, y2, x1, y1
+            if y1 <= y < y2 or y == y2 == top:
+                way = np.float32((y - y1) * (x2 - x1)) / np.float32(y2 - y1)
+                way = np.ceil(way) if count & 1 else np.floor(way)
+                crossings[u(0), u(count)] = x1 + np.int64(way)
+                count += 1
+        _sort(crossings, u(0), count)
+        for k in range(0, count, 2):
+            a, b = crossings[u(0), u(k)], crossings[u(0), u(k + 1)]
+            _window_line(canvas, marks, row, a, b, color)
+
+
+@compiled
+def _window_line(canvas, marks, row, a, b, color):
+    """What the window has of the pixels between a and b of a row."""
+    _line(canvas, marks, row, max(min(a, b), 0), min(max(a, b), WIDTH - 1), color)
+
+
+@compiled
+def _picture(canvas, marks, top, picture, left, upper):
+    """Copy a picture (h, w) in gray to where its upper left corner is (x, y) in the window."""
+    for row in range(max(upper - top, 0), min(upper + picture.shape[0] - top, BAND)):
+        for x in range(picture.shape[1]):
+            gray = np.int64(picture[row + top - upper, x])
+            _line(canvas, marks, row, left + x, left + x, gray | gray << 8 | gray << 16)
+
+
+# From pixels to cells, as smoothscale does it: along x first, to 8 bits, then along y
+
+
+@compiled
+def _reduce(canvas, marks, touched, band, frame):
+    for y in range(band * BAND_CELLS, (band + 1) * BAND_CELLS):
+        # Of a band's row above nothing is left after the cut to 8 bits.
+        first, last = max(Y_SHARES[y, 0] - band * BAND, 0), Y_SHARES[y, 2] - band * BAND
+        for column in range(u(2 * SIZE + 1)):
+            touched[column] = marks[u(first), column]
+        for row in range(first + 1, last + 1):
+            for column in range(u(2 * SIZE + 1)):
+                touched[column] |= marks[u(row), column]
+        for x in range(SIZE):
+            m = u(2 * x)
+            if touched[m] | touched[m + u(1)] | touched[m + u(2)]:
+                value = _cell(canvas, marks, band, x, y, first, last)
+            else:
+                value = _of_one_color(X_UNIFORM, x, np.int64(canvas[u(last), u(X_SHARES[x, 2])]))
+                value = _of_one_color(Y_UNIFORM, y, value)
+            frame[u(y), u(x), u(0)] = value
+            frame[u(y), u(x), u(1)] = value >> 8
+            frame[u(y), u(x), u(2)] = value >> 16
+
+
+@compiled
+def _of_one_color(uniform, cell, pixel):
+    """What a cell makes of pixels of one color."""
+    c = u(cell)
+    red, green, blue = (
+        uniform[c, u(pixel & 255)],
+        uniform[c, u(pixel >> 8 & 255)],
+        uniform[c, u(pixel >> 16)],
+    )
+    return np.int64(red) | np.int64(green) << 8 | np.int64(blue) << 16
+
+
+@compiled
+def _cell(canvas, marks, band, x, y, first, last):
+    """A pixel of the frame whose cell has several colors."""
+    total, m = 0, u(2 * x)
+    x_first, x_last = X_SHARES[x, 0], X_SHARES[x, 2]
+    for row in range(first, last + 1):
+        r = u(row)
+        if marks[r, m] | marks[r, m + u(1)] | marks[r, m + u(2)]:
+            value = _weighted(_spread(np.int64(canvas[r, u(x_last)])), X_SHARES[x, 3])
+            if x > 0:
+                value += _weighted(_spread(np.int64(canvas[r, u(x_first)])), X_SHARES[x, 1])
+            for at in range(u(x_first + 1), u(x_last)):
+                value += _spread(np.int64(canvas[r, at]))
+            value = _scaled(value, X_SCALE)
+        else:
+            value = _spread(_of_one_color(X_UNIFORM, x, np.int64(canvas[r, u(x_last)])))
+        if row == Y_SHARES[y, 0] - band * BAND:
+            value = _weighted(value, Y_SHARES[y, 1])
+        elif row == last:
+            value = _weighted(value, Y_SHARES[y, 3])
+        total += value
+    total = _scaled(total, Y_SCALE)
+    return (total & RED_BLUE) | (total >> 24 & GREEN)
+
+
+@compiled
+def _weighted(value, weight):
+    """A spread pixel at a weight of ONE."""
+    red, blue, green = value & 0xFFFF, value >> 16 & 0xFFFF, value >> 32
+    return (red * weight >> 14) | (blue * weight >> 14) << 16 | (green * weight >> 14) << 32
+
+
+@compiled
+def _scaled(value, scale):
+    """A spread sum over a cell, divided by the number of its pixels."""
+    red, blue, green = value & 0xFFFF, value >> 16 & 0xFFFF, value >> 32
+    return (red * scale >> 16) | (blue * scale >> 16) << 16 | (green * scale >> 16) << 32

@@ -1,0 +1,175 @@
+"""The frames are Gymnasium's, to the last bit, or Gymnasium's own code draws them."""
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pygame
+import pytest
+from conftest import ROOT
+from gymnasium.envs.box2d.car_racing import CarRacing
+
+from envs import carracing, drawing, simulator
+from envs.carracing import DrawnCarRacing, difference
+from scripts.compare_frames import compare, ways
+
+WAYS = list(ways(0))
+
+
+@pytest.mark.parametrize(("seed", "way"), list(enumerate(WAYS, start=100)))
+def test_whole_episodes_are_those_of_gymnasium(seed, way):
+    """Every pixel, reward and end, each way of driving on a track of its own."""
+    compared = compare((seed, way, simulator.MAX_STEPS))
+    assert (compared.differing, compared.other) == (0, "")
+    # Some leave the field, and the shipped controller finishes its lap.
+    assert compared.frames > 150
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = DrawnCarRacing()
+    env.reset(seed=3)
+    return env
+
+
+def assert_as_gymnasium(env):
+    ours, theirs = env._render("state_pixels"), CarRacing._render(env, "state_pixels")
+    assert np.array_equal(ours, theirs), np.argwhere((ours != theirs).any(axis=2))
+
+
+@pytest.mark.parametrize("reward", [0.0, -0.06, -7.5, -100.0, -1234.4, 0.5, 1.5, 999.5, 1234.5])
+def test_scores_of_either_sign_and_of_four_digits(env, reward):
+    env.reward = reward
+    assert_as_gymnasium(env)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.02, 0.1, 0.3, 0.6, 0.98, 1.0, 7.0])
+@pytest.mark.parametrize("quarters", range(-5, 6, 2))
+def test_angles_close_to_quarter_turns_at_any_zoom(env, quarters, t):
+    env.t = t
+    for off in (0.0, 4e-7, -4e-7, 3e-6, 0.01):
+        env.car.hull.angle = quarters * np.pi / 2 + off
+        assert_as_gymnasium(env)
+
+
+def test_places_all_over_the_field_and_beyond(env):
+    """Where the edge of the field is seen, from both sides, and nothing of it."""
+    generator = np.random.default_rng(0)
+    env.t = 5.0
+    for place in itertools.product((-420, -333, -300, 40, 320, 334, 400), repeat=2):
+        env.car.hull.position = place
+        env.car.hull.angle = generator.uniform(-7, 7)
+        assert_as_gymnasium(env)
+    env.car.hull.position = (3000.0, -100.0)  # gfxdraw's 16 bits are full
+    assert_as_gymnasium(env)
+
+
+def test_wheels_and_bars_in_any_position(env):
+    """The stripes of a wheel in all its phases, bars of either sign and of no height."""
+    generator = np.random.default_rng(1)
+    env.car.hull.position = (0.0, 0.0)
+    for k in range(40):
+        for wheel in env.car.wheels:
+            wheel.phase, wheel.omega = (
+                generator.uniform(-9, 9),
+                generator.normal() * 10.0 ** (k % 4 - 2),
+            )
+        env.car.hull.angularVelocity = generator.normal() * 10.0 ** (k % 5 - 3)
+        env.car.hull.linearVelocity = (generator.normal() * 10.0 ** (k % 4 - 2), 0.0)
+        assert_as_gymnasium(env)
+    for wheel in env.car.wheels:
+        wheel.phase, wheel.omega = np.pi / 2, 1e-4
+    env.car.hull.linearVelocity, env.car.hull.angularVelocity = (0.0, 0.0), 0.0
+    assert_as_gymnasium(env)
+
+
+def test_random_scenes(env):
+    """Places on the road and off it, at any angle, while zooming in and after it."""
+    generator = np.random.default_rng(2)
+    for k in range(60):
+        env.t = generator.choice([0.2, 0.7, 4.0])
+        x, y = env.track[generator.integers(len(env.track))][2:]
+        place = (x, y) if k % 2 else generator.uniform(-330, 330, 2).tolist()
+        env.car.hull.position, env.car.hull.angle = place, generator.uniform(-4, 4)
+        assert_as_gymnasium(env)
+
+
+@pytest.fixture
+def unchecked():
+    """As in a process that has not looked yet whether the drawing is the same."""
+    simulator.environment.cache_clear()
+    yield
+    simulator.environment.cache_clear()
+
+
+def wrong_pixel(scene, buffers, frame):
+    drawing.draw(scene, buffers, frame)
+    frame[40, 50, 1] ^= 1
+
+
+def broken(scene, buffers, frame):
+    raise AttributeError("a later Gymnasium's car has no wheels")
+
+
+@pytest.mark.parametrize(
+    ("draw", "why"),
+    [(wrong_pixel, "1 of 9216 pixels differ with pygame"), (broken, "car has no wheels")],
+)
+def test_a_drawing_that_is_not_the_same_is_not_used(draw, why, unchecked, monkeypatch, capsys):
+    monkeypatch.setattr(carracing, "draw", draw)
+    ours, theirs = simulator.Simulator([5, 6]), CarRacing()
+    frame = ours.reset(np.array([1]))[0]
+    assert np.array_equal(frame, theirs.reset(seed=6)[0])
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "drawn by Gymnasium itself" in said and why in said
+    ours.reset(np.array([0]))
+    assert not capsys.readouterr().out  # once for a process
+
+
+def test_another_smoothscale_is_noticed(unchecked, capsys):
+    backend = pygame.transform.get_smoothscale_backend()
+    pygame.transform.set_smoothscale_backend("GENERIC")
+    try:
+        assert "smoothscale is GENERIC" in difference()
+        assert simulator.environment() is CarRacing
+    finally:
+        pygame.transform.set_smoothscale_backend(backend)
+    assert difference() == ""
+
+
+def look(folder, **environment):
+    """What a new process says that drives with the copy of the project in `folder`."""
+    code = "from envs.simulator import environment; print(environment().__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_what_draws_is_compiled_once_and_in_memory_where_nothing_can_be_written(tmp_path):
+    for name in ("envs", "utils"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    first, second = look(tmp_path), look(tmp_path)
+    assert len(first) == 2 and f"kept in {tmp_path / 'envs' / '__pycache__'}" in first[0]
+    assert second == ["DrawnCarRacing"]
+    (tmp_path / "envs" / "__pycache__").rename(tmp_path / "before")
+    (tmp_path / "envs" / "__pycache__").touch()  # no folder can be made there, nor below it
+    denied = look(tmp_path, XDG_CACHE_HOME=str(tmp_path / "envs" / "__pycache__"))
+    assert len(denied) == 2 and "in this process alone" in denied[0]
+    assert denied[1] == "DrawnCarRacing"
+
+
+def test_without_numba_gymnasium_draws(tmp_path):
+    (tmp_path / "numba.py").write_text("raise ImportError('No module named numba')")
+    for name in ("envs", "utils"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    said = look(tmp_path)
+    assert len(said) == 2 and "No module named numba" in said[0] and said[1] == "CarRacing"

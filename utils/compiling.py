@@ -1,0 +1,54 @@
+"""Functions that Numba compiles, once for an installation."""
+
+import functools
+from collections.abc import Callable
+
+import numba
+from numba.core import event
+
+# Without reference counts, which took as long as all else in such small functions. Arrays are
+# therefore made elsewhere. Division by zero gives infinity, as in NumPy.
+OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
+
+def compiled(function: Callable) -> Callable:
+    """A part of a `kept` function in the same file."""
+    return numba.njit(**OPTIONS)(function)
+
+
+def kept(function: Callable) -> Callable:
+    """A function that is compiled when it is called first, and kept on disk.
+
+    In Numba's folder, which is `__pycache__` beside the file, else one in the user's cache. Where
+    neither can be written to it is compiled in each process. What it calls must be in its own file,
+    for Numba compiles again only what changed in that.
+    """
+    event.register("numba:compile", _teller())
+    try:
+        return numba.njit(**OPTIONS, cache=True)(function)
+    except RuntimeError:  # Numba found no folder
+        return numba.njit(**OPTIONS)(function)
+
+
+class _Teller(event.Listener):
+    """Says on one line that something is being compiled, once for a process."""
+
+    def __init__(self):
+        self.told = False
+
+    def on_start(self, event: event.Event) -> None:
+        if not self.told:
+            self.told = True
+            folder = event.data["dispatcher"].stats.cache_path
+            where = (
+                f"kept in {folder}" if folder else "in this process alone: no folder to keep it in"
+            )
+            print(f"compiling the loops that draw, once, some 10 s ({where})", flush=True)
+
+    def on_end(self, event: event.Event) -> None:
+        pass
+
+
+@functools.cache
+def _teller() -> _Teller:
+    return _Teller()
