@@ -46,6 +46,12 @@ class DrawnCarRacing(CarRacing):
 
     # One for all environments of a process, which draw one after the other.
     _buffers = new_buffers(1000)
+    _laid_out = (
+        np.empty((12, 4), np.float32),
+        np.empty(5),
+        np.empty((len(BAR_COLORS), 4, 2)),
+        np.empty(len(BAR_COLORS), np.int64),
+    )
 
     def _create_track(self) -> bool:
         """A new track (in every reset), as arrays that last."""
@@ -104,19 +110,9 @@ class DrawnCarRacing(CarRacing):
         speed = hull.linearVelocity
         numbers += (speed.x, speed.y, *(wheel.omega for wheel in car.wheels))
         numbers += (car.wheels[0].joint.angle, hull.angularVelocity)
-        camera, places = np.empty(5), np.empty((len(polygons), 4), np.float32)
-        bars, bar_corners = np.empty((len(BAR_COLORS), 4, 2)), np.empty(len(BAR_COLORS), np.int64)
-        _lay_out(
-            np.array(numbers),
-            WINDOW_W,
-            WINDOW_H,
-            polygons,
-            corners,
-            places,
-            camera,
-            bars,
-            bar_corners,
-        )
+        places, camera, bars, bar_corners = self._laid_out
+        arrays = (polygons, corners, places, camera, bars, bar_corners)
+        _lay_out(np.array(numbers), WINDOW_W, WINDOW_H, *arrays)
         return Scene(
             *self._ground,
             polygons,

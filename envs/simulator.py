@@ -3,7 +3,6 @@
 import functools
 import os
 import warnings
-from copy import copy
 
 import numpy as np
 
@@ -22,6 +21,7 @@ class Simulator:
         self._seeds = seeds
         self._render_mode = render_mode
         self._envs = {}  # episode -> its environment
+        self._steps = {}  # episode -> steps since its start
         self._ended = []  # episodes whose environment the next one may take
 
     def reset(self, ids: np.ndarray) -> np.ndarray:
@@ -35,19 +35,11 @@ class Simulator:
             else:
                 self._envs[i] = self._make()
             frames.append(self._envs[i].reset(seed=self._seeds[i])[0])
+            self._steps[i] = 0
         return np.stack(frames)
 
     def _make(self):
-        import gymnasium as gym
-
-        spec = copy(gym.spec("CarRacing-v3"))
-        spec.entry_point = environment()
-        return gym.make(
-            spec,
-            render_mode=self._render_mode,
-            max_episode_steps=MAX_STEPS,
-            disable_env_checker=True,
-        )
+        return environment()(render_mode=self._render_mode)
 
     def step(
         self, ids: np.ndarray, actions: np.ndarray
@@ -59,8 +51,9 @@ class Simulator:
         """
         results = []
         for i, action in zip(ids.tolist(), actions, strict=True):
-            frame, reward, terminated, truncated, _ = self._envs[i].step(action)
-            results.append((frame, reward, terminated, truncated))
+            frame, reward, terminated, _, _ = self._envs[i].step(action)
+            self._steps[i] += 1
+            results.append((frame, reward, terminated, self._steps[i] >= MAX_STEPS))
         frames, rewards, terminated, truncated = zip(*results, strict=True)
         return (
             np.stack(frames),
@@ -82,7 +75,7 @@ class Simulator:
 
     def unwrapped(self, i: int):
         """Gymnasium's CarRacing of episode i, which knows its track and its car."""
-        return self._envs[i].unwrapped
+        return self._envs[i]
 
     def close(self) -> None:
         for env in self._envs.values():
