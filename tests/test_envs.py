@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,20 @@ def test_only_the_named_episodes_move_and_answers_keep_their_order():
 
 def stand_still(ids, frames):
     return np.zeros((len(ids), 3), np.float32)
+
+
+def test_environments_that_are_closed_leave_nothing_behind():
+    """A worker makes new ones in each generation; Box2D's bodies once kept themselves."""
+
+    def drive(generation):
+        environments = Simulator([2 * generation, 2 * generation + 1])
+        play(environments, 2, 2, stand_still, patience=3)
+        environments.close()
+        gc.collect()
+        return len(gc.get_objects())
+
+    counts = [drive(generation) for generation in range(12)]
+    assert counts[-1] - counts[2] < 100  # the tiles alone of two tracks are 600
 
 
 def test_episodes_end_at_the_time_limit_of_1000(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from gymnasium.envs.box2d.car_racing import CarRacing
 
-from envs import carracing, drawing, simulator
+from envs import carracing, drawing, driving, simulator
 from envs.carracing import DrawnCarRacing, difference
 from scripts.compare_frames import compare, ways
 
@@ -100,6 +100,7 @@ def test_random_scenes(env):
 @pytest.fixture
 def unchecked():
     """As in a process that has not looked yet whether the drawing is the same."""
+    assert difference() == ""  # all is compiled
     simulator.environment.cache_clear()
     yield
     simulator.environment.cache_clear()
@@ -127,6 +128,11 @@ def test_a_drawing_that_is_not_the_same_is_not_used(draw, why, unchecked, monkey
     assert said.count("\n") == 1 and "drawn by Gymnasium itself" in said and why in said
     ours.reset(np.array([0]))
     assert not capsys.readouterr().out  # once for a process
+
+
+def test_a_car_that_drives_otherwise_is_noticed(monkeypatch):
+    monkeypatch.setattr(driving, "FRICTION_LIMIT", 401.0)
+    assert difference() == "its car drives otherwise"
 
 
 def test_another_smoothscale_is_noticed(unchecked, capsys):
