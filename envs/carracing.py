@@ -84,8 +84,7 @@ class DrawnCarRacing(CarRacing):
         if mode != "state_pixels":
             return super()._render(mode)
         frame = np.empty((SIZE, SIZE, 3), np.uint8)
-        draw(self._scene(), self._buffers, frame)
-        return frame
+        return frame if draw(self._scene(), self._buffers, frame) else super()._render(mode)
 
     @property
     def car(self) -> Car | None:

@@ -137,9 +137,14 @@ X_SCALE, Y_SCALE = _scale(WIDTH), _scale(HEIGHT)
 COLUMNS = _columns()
 
 
-def draw(scene: Scene, buffers: Buffers, frame: np.ndarray) -> None:
-    """Draw the scene into frame (96, 96, 3) uint8."""
-    _draw(*scene, *buffers, frame)  # one by one: a compiled function takes tuples slowly
+def draw(scene: Scene, buffers: Buffers, frame: np.ndarray) -> bool:
+    """Draw the scene into frame (96, 96, 3) uint8.
+
+    Returns False where a band has more colors than fit into 16 bits, and the frame is wrong: no
+    scene of CarRacing is known that has a tenth of them.
+    """
+    # One by one: a compiled function takes tuples slowly.
+    return _draw(*scene, *buffers, frame) < len(buffers.palette) - 1
 
 
 @kept
@@ -156,6 +161,7 @@ def _draw(
         palette[1 + shown + i] = _spread(car_colors, i)
     _place_car(car, car_places, camera, parts)
     known[:] = -1
+    most = 0
     for top in range(0, DASHBOARD, BAND):
         base = HEIGHT - 1 - top  # the world's y is in row base - y of the band
         _clear(canvas, marks, used, 1 if covered else 0, 1 + shown + len(car))
@@ -166,6 +172,7 @@ def _draw(
         for i in range(len(car)):
             _part(canvas, marks, parts, i, car_corners[i], base, -1, 1 + shown + i, crossings)
         _reduce(canvas, palette, marks, touched, known, top // BAND, frame)
+        most = max(most, used[1])
 
     # Black, the bars' and 256 shades of gray.
     for i in range(len(bars)):
@@ -181,6 +188,7 @@ def _draw(
             _part(canvas, marks, parts, i, bar_corners[i], -top, 1, 1 + i, crossings)
         _picture(canvas, marks, top, score, left, upper, 1 + len(bars))
         _reduce(canvas, palette, marks, touched, known, top // BAND, frame)
+    return most
 
 
 @compiled
@@ -443,7 +451,7 @@ def _blend(canvas, palette, used, marks, spans, row, x, shade, weight):
         mixed = (palette[u(number)] * (256 - alpha) + shade * alpha) >> 8 & BYTES
         if number < used[0]:  # a polygon's
             number = used[1]
-            used[1] += 1
+            used[1] = min(number + 1, len(palette) - 1)
             canvas[r, at] = number
         palette[u(number)] = mixed
         marks[r, u(COLUMNS[at])] = 1

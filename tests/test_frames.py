@@ -97,6 +97,15 @@ def test_random_scenes(env):
         assert_as_gymnasium(env)
 
 
+def test_where_the_colors_do_not_fit_gymnasium_draws(env, monkeypatch):
+    env.t = 0.1  # with the whole track in sight, some 5,000
+    few = env._buffers._replace(palette=np.zeros(2000, np.int64))
+    monkeypatch.setattr(DrawnCarRacing, "_buffers", few)
+    frame = np.empty((96, 96, 3), np.uint8)
+    assert not drawing.draw(env._scene(), few, frame)
+    assert_as_gymnasium(env)
+
+
 @pytest.fixture
 def unchecked():
     """As in a process that has not looked yet whether the drawing is the same."""
@@ -107,8 +116,9 @@ def unchecked():
 
 
 def wrong_pixel(scene, buffers, frame):
-    drawing.draw(scene, buffers, frame)
+    drawn = drawing.draw(scene, buffers, frame)
     frame[40, 50, 1] ^= 1
+    return drawn
 
 
 def broken(scene, buffers, frame):
