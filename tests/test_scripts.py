@@ -44,6 +44,7 @@ TINY = {
         *("--eval-every", "1", "--eval-rollouts", "1", "--patience", "5"),
     ],
     "test_controller.py": ["--episodes", "1"],
+    "scripts/compare_frames.py": ["--tracks", "1", "--steps", "20", "--processes", "1"],
 }
 
 
