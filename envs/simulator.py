@@ -98,8 +98,13 @@ def environment() -> type:
 
         why = difference()
     except Exception as error:  # whatever another version does not have, or cannot compile
-        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        lines = str(error).strip().splitlines()
+        why = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     if not why:
         return DrawnCarRacing
-    print(f"frames: drawn by Gymnasium itself, which takes ten times as long ({why})", flush=True)
+    print(
+        f"frames: drawn by Gymnasium itself, which takes ten times as long ({why}); the versions "
+        "in constraints.txt are those that were tested",
+        flush=True,
+    )
     return CarRacing

@@ -82,7 +82,8 @@ choice() {
             ln -sfn "$(realpath "$models/$stage")" "$run/$stage"
         done
         python traincontroller.py --logdir "$run" --device cpu --seed "$seed" \
-            --pop-size 32 --n-samples 3 --patience 100 --max-steps "$steps" --eval-every 1000 --eval-rollouts 100 "$@"
+            --pop-size 32 --n-samples 3 --patience 100 \
+            --max-steps "$steps" --eval-every 1000 --eval-rollouts 100 "$@"
         if [[ ! -e $run/test.txt || $run/ctrl/checkpoint.tar -nt $run/test.txt ]]; then
             python test_controller.py --logdir "$run" --device cpu --no-render \
                 --episodes 100 --seed 1 > "$run/test.part"

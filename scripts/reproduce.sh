@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The full experiment, from nothing to the scores on 100 tracks: 111 minutes on 2 cores of a recent
-# Intel Xeon without a GPU, longer on older ones (docs/experiments.md, also for what it has reached
-# so far). Stopped at any point and run again, it continues. LOGDIR, relative to the repository,
+# The full experiment, from nothing to the scores on 100 tracks. With two simulators it took 111
+# minutes on 2 cores of a recent Intel Xeon without a GPU, and longer on older ones (README has what
+# it reached); with these options it was not measured yet. Stopped at any point and run again, it continues. LOGDIR, relative to the repository,
 # chooses another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -125,9 +125,17 @@ def broken(scene, buffers, frame):
     raise AttributeError("a later Gymnasium's car has no wheels")
 
 
+def wordless(scene, buffers, frame):
+    raise AssertionError
+
+
 @pytest.mark.parametrize(
     ("draw", "why"),
-    [(wrong_pixel, "1 of 9216 pixels differ with pygame"), (broken, "car has no wheels")],
+    [
+        (wrong_pixel, "1 of 9216 pixels differ with pygame"),
+        (broken, "car has no wheels"),
+        (wordless, "(AssertionError)"),
+    ],
 )
 def test_a_drawing_that_is_not_the_same_is_not_used(draw, why, unchecked, monkeypatch, capsys):
     monkeypatch.setattr(carracing, "draw", draw)
