@@ -26,6 +26,7 @@ BAND = 100  # rows of pixels
 BAND_CELLS = SIZE * BAND // HEIGHT
 ONE = 1 << 14  # a pixel, in the units in which smoothscale shares pixels out among cells
 BYTES = 0xFF00FF00FF  # of a color that is spread
+OUTER, INNER = 0xFFFF0000FFFF, 0xFFFF0000  # its red and blue, its green
 HALF = 1 << 15  # of a pixel, in the units of a fill's crossings
 
 u = np.uint64
@@ -61,6 +62,7 @@ class Buffers(NamedTuple):
     marks: np.ndarray  # (BAND, columns) uint8: see `_columns`
     touched: np.ndarray  # (columns,) uint8: the marks of a row of cells
     known: np.ndarray  # (2, SIZE) int64: a color, and what a row of a cell of it is reduced to
+    shared: np.ndarray  # (SIZE,) int64: the last row of each cell, which the cell below shares
     corners: np.ndarray  # (n, 4, 2) int64: polygons in sight, in pixels
     edges: np.ndarray  # (n, 4, 8) int64: their outlines' edges, see `_edge`
     parts: np.ndarray  # (m, 8, 2) int64: the car's polygons, or the bars, in pixels
@@ -78,6 +80,7 @@ def new_buffers(polygons: int) -> Buffers:
         np.empty((BAND, 2 * SIZE + 1), np.uint8),
         np.empty(2 * SIZE + 1, np.uint8),
         np.empty((2, SIZE), np.int64),
+        np.empty(SIZE, np.int64),
         np.empty((polygons, 4, 2), np.int64),
         np.empty((polygons, 4, 8), np.int64),
         np.empty((16, 8, 2), np.int64),
@@ -151,7 +154,7 @@ def draw(scene: Scene, buffers: Buffers, frame: np.ndarray) -> bool:
 def _draw(
     points, centers, radii, point_colors, car, car_corners, car_colors, car_places, camera, bars,
     bar_corners, bar_colors, score, left, upper, canvas, palette, used, marks, touched, known,
-    corners, edges, parts, crossings, counts, spans, frame,
+    shared, corners, edges, parts, crossings, counts, spans, frame,
 ):  # fmt: skip
     # The numbers of colors: black, the ground's polygons, and the car's.
     shown, covered = _in_sight(
@@ -171,7 +174,7 @@ def _draw(
             )
         for i in range(len(car)):
             _part(canvas, marks, parts, i, car_corners[i], base, -1, 1 + shown + i, crossings)
-        _reduce(canvas, palette, marks, touched, known, top // BAND, frame)
+        _reduce(canvas, palette, marks, touched, known, shared, top // BAND, frame)
         most = max(most, used[1])
 
     # Black, the bars' and 256 shades of gray.
@@ -187,7 +190,7 @@ def _draw(
         for i in range(len(bars)):
             _part(canvas, marks, parts, i, bar_corners[i], -top, 1, 1 + i, crossings)
         _picture(canvas, marks, top, score, left, upper, 1 + len(bars))
-        _reduce(canvas, palette, marks, touched, known, top // BAND, frame)
+        _reduce(canvas, palette, marks, touched, known, shared, top // BAND, frame)
     return most
 
 
@@ -352,7 +355,7 @@ def _polygon(canvas, palette, used, marks, corners, edges, i, base, crossings, c
     for row in range(first, last + 1):
         counts[u(row)] = 0
     if first <= last:
-        for k in range(4):
+        for k in range(corners.shape[1]):
             _cross(corners, i, k, base, low, high, top, crossings, counts)
     for row in range(first, last + 1):
         r = u(row)
@@ -361,7 +364,7 @@ def _polygon(canvas, palette, used, marks, corners, edges, i, base, crossings, c
             a, b = _filled(crossings[r, u(0)], crossings[r, u(1)])
         spans[u(0), r], spans[u(1), r] = a, b
     if first <= last:
-        for k in range(4):
+        for k in range(corners.shape[1]):
             _outline(canvas, palette, used, marks, edges, i, k, base, first, last, spans)
     for row in range(first, last + 1):
         _fill(canvas, marks, row, 1 + i, crossings, counts, spans)
@@ -501,8 +504,11 @@ def _line(canvas, marks, row, a, b, color):
 @compiled
 def _mark(marks, row, a, b):
     """Mark pixels a to b of a row."""
-    for column in range(u(COLUMNS[u(a)]), u(COLUMNS[u(b)]) + u(1)):
-        marks[u(row), column] = 1
+    r, first, last = u(row), u(COLUMNS[u(a)]), u(COLUMNS[u(b)])
+    marks[r, first] = 1
+    marks[r, last] = 1
+    for column in range(first + u(1), last):  # seldom: the compiler calls another function for it
+        marks[r, column] = 1
 
 
 @compiled
@@ -574,7 +580,7 @@ def _picture(canvas, marks, top, picture, left, upper, black):
 
 
 @compiled
-def _reduce(canvas, palette, marks, touched, known, band, frame):
+def _reduce(canvas, palette, marks, touched, known, shared, band, frame):
     for y in range(band * BAND_CELLS, (band + 1) * BAND_CELLS):
         # Of a band's row above nothing is left after the cut to 8 bits.
         first, last = max(Y_SHARES[y, 0] - band * BAND, 0), Y_SHARES[y, 2] - band * BAND
@@ -587,7 +593,7 @@ def _reduce(canvas, palette, marks, touched, known, band, frame):
         for x in range(SIZE):
             m = u(2 * x)
             if touched[m] | touched[m + u(1)] | touched[m + u(2)]:
-                value = _cell(canvas, palette, marks, band, x, y, first, last)
+                value = _cell(canvas, palette, marks, shared, band, x, y, first, last)
             else:
                 number = np.int64(canvas[u(last), u(X_SHARES[x, 2])])
                 if known[u(0), u(x)] != number:
@@ -611,29 +617,45 @@ def _of_one_color(uniform, cell, color):
 
 
 @compiled
-def _cell(canvas, palette, marks, band, x, y, first, last):
+def _cell(canvas, palette, marks, shared, band, x, y, first, last):
     """A pixel of the frame whose cell has several colors."""
-    total, m = 0, u(2 * x)
-    x_first, x_last = X_SHARES[x, 0], X_SHARES[x, 2]
-    for row in range(first, last + 1):
-        r = u(row)
-        value = palette[u(canvas[r, u(x_last)])]
-        if marks[r, m] | marks[r, m + u(1)] | marks[r, m + u(2)]:
-            value = _weighted(value, X_SHARES[x, 3])
-            if x > 0:
-                value += _weighted(palette[u(canvas[r, u(x_first)])], X_SHARES[x, 1])
-            value += _nine(canvas, palette, r, u(x_first + 1))
-            if x_last - x_first > 10:
-                value += palette[u(canvas[r, u(x_last - 1)])]
-            value = _scaled(value, X_SCALE)
+    total = 0
+    if first == Y_SHARES[y, 0] - band * BAND:  # the cell above had this row too
+        if _marked(marks, first, x):
+            value = shared[u(x)]
         else:
-            value = _of_one_color(X_UNIFORM, x, value)
-        if row == Y_SHARES[y, 0] - band * BAND:
-            value = _weighted(value, Y_SHARES[y, 1])
-        elif row == last:
-            value = _weighted(value, Y_SHARES[y, 3])
-        total += value
-    return _scaled(total, Y_SCALE)
+            number = canvas[u(first), u(X_SHARES[x, 2])]
+            value = _of_one_color(X_UNIFORM, x, palette[u(number)])
+        total = _weighted(value, Y_SHARES[y, 1])
+        first += 1
+    for row in range(first, last):
+        total += _row(canvas, palette, marks, x, row)
+    value = _row(canvas, palette, marks, x, last)
+    shared[u(x)] = value
+    return _scaled(total + _weighted(value, Y_SHARES[y, 3]), Y_SCALE)
+
+
+@compiled
+def _marked(marks, row, x):
+    """Whether a row of cell x may have several colors."""
+    r, m = u(row), u(2 * x)
+    return marks[r, m] | marks[r, m + u(1)] | marks[r, m + u(2)]
+
+
+@compiled
+def _row(canvas, palette, marks, x, row):
+    """What a row of cell x is reduced to."""
+    x_first, x_last, r = X_SHARES[x, 0], X_SHARES[x, 2], u(row)
+    value = palette[u(canvas[r, u(x_last)])]
+    if _marked(marks, row, x):
+        value = _weighted(value, X_SHARES[x, 3])
+        if x > 0:
+            value += _weighted(palette[u(canvas[r, u(x_first)])], X_SHARES[x, 1])
+        value += _nine(canvas, palette, r, u(x_first + 1))
+        if x_last - x_first > 10:
+            value += palette[u(canvas[r, u(x_last - 1)])]
+        return _scaled(value, X_SCALE)
+    return _of_one_color(X_UNIFORM, x, value)
 
 
 @compiled
@@ -655,12 +677,10 @@ def _nine(canvas, palette, r, at):
 @compiled
 def _weighted(value, weight):
     """A spread color at a weight of ONE."""
-    red, green, blue = value & 0xFFFF, value >> 16 & 0xFFFF, value >> 32
-    return (red * weight >> 14) | (green * weight >> 14) << 16 | (blue * weight >> 14) << 32
+    return ((value & OUTER) * weight >> 14 & OUTER) | ((value & INNER) * weight >> 14 & INNER)
 
 
 @compiled
 def _scaled(value, scale):
     """A spread sum over a cell, divided by the number of its pixels."""
-    red, green, blue = value & 0xFFFF, value >> 16 & 0xFFFF, value >> 32
-    return (red * scale >> 16) | (green * scale >> 16) << 16 | (blue * scale >> 16) << 32
+    return ((value & OUTER) * scale >> 16 & OUTER) | ((value & INNER) * scale >> 16 & INNER)

@@ -12,8 +12,11 @@ OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def compiled(function: Callable) -> Callable:
-    """A part of a `kept` function in the same file."""
-    return numba.njit(**OPTIONS)(function)
+    """A part of a `kept` function in the same file, which becomes a part of its code.
+
+    For a call hands over seven numbers for each array, which takes longer than small functions do.
+    """
+    return numba.njit(**OPTIONS, forceinline=True)(function)
 
 
 def kept(function: Callable) -> Callable:
