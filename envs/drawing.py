@@ -10,7 +10,8 @@ The window has 1000x800 pixels, and 96x96 cells of them make the frame. What mak
 - A pixel is a number of 16 bits: of the polygon that was drawn there last, or of a color of its own
   where an outline was blended in. So what is filled is half as long.
 - Arrays are indexed by unsigned numbers, `u(...)`. With others the compiler provides for indices
-  that count from the end, and does not vectorise.
+  that count from the end, and does not vectorise. Those of pixels, marks and the frame are flat,
+  for it knows how far apart the rows are then.
 """
 
 from typing import NamedTuple
@@ -30,6 +31,7 @@ OUTER, INNER = 0xFFFF0000FFFF, 0xFFFF0000  # its red and blue, its green
 HALF = 1 << 15  # of a pixel, in the units of a fill's crossings
 
 u = np.uint64
+ROW, MARKS = u(WIDTH), u(256)  # how far apart rows of pixels are, and of marks
 
 
 class Scene(NamedTuple):
@@ -56,10 +58,10 @@ class Scene(NamedTuple):
 class Buffers(NamedTuple):
     """What drawing works in, of no meaning between two frames."""
 
-    canvas: np.ndarray  # (BAND, WIDTH) uint16: pixels, numbers of colors
+    canvas: np.ndarray  # (BAND * ROW,) uint16: pixels, numbers of colors
     palette: np.ndarray  # (65536,) int64: colors by their number, spread; first the polygons' ones
     used: np.ndarray  # (2,) int64: how many of them are the polygons', and how many there are
-    marks: np.ndarray  # (BAND, columns) uint8: see `_columns`
+    marks: np.ndarray  # (BAND * MARKS,) uint8: see `_columns`
     touched: np.ndarray  # (columns,) uint8: the marks of a row of cells
     known: np.ndarray  # (2, SIZE) int64: a color, and what a row of a cell of it is reduced to
     shared: np.ndarray  # (SIZE,) int64: the last row of each cell, which the cell below shares
@@ -74,10 +76,10 @@ class Buffers(NamedTuple):
 def new_buffers(polygons: int) -> Buffers:
     """Buffers for scenes of at most so many polygons on the ground."""
     return Buffers(
-        np.empty((BAND, WIDTH), np.uint16),
+        np.empty(BAND * WIDTH, np.uint16),
         np.zeros(1 << 16, np.int64),
         np.empty(2, np.int64),
-        np.empty((BAND, 2 * SIZE + 1), np.uint8),
+        np.empty(BAND * int(MARKS), np.uint8),
         np.empty(2 * SIZE + 1, np.uint8),
         np.empty((2, SIZE), np.int64),
         np.empty(SIZE, np.int64),
@@ -141,13 +143,13 @@ COLUMNS = _columns()
 
 
 def draw(scene: Scene, buffers: Buffers, frame: np.ndarray) -> bool:
-    """Draw the scene into frame (96, 96, 3) uint8.
+    """Draw the scene into frame (96, 96, 3) uint8, contiguous.
 
     Returns False where a band has more colors than fit into 16 bits, and the frame is wrong: no
     scene of CarRacing is known that has a tenth of them.
     """
     # One by one: a compiled function takes tuples slowly.
-    return _draw(*scene, *buffers, frame) < len(buffers.palette) - 1
+    return _draw(*scene, *buffers, frame.reshape(-1)) < len(buffers.palette) - 1
 
 
 @kept
@@ -450,14 +452,14 @@ def _blend(canvas, palette, used, marks, spans, row, x, shade, weight):
     """Draw a pixel of an outline in a color of the palette, at this weight of 255."""
     r, at = u(row), u(x)
     if x < spans[u(0), r] or x > spans[u(1), r]:  # others will be filled
-        alpha, number = 255 * weight >> 8, np.int64(canvas[r, at])
+        alpha, number = 255 * weight >> 8, np.int64(canvas[r * ROW + at])
         mixed = (palette[u(number)] * (256 - alpha) + shade * alpha) >> 8 & BYTES
         if number < used[0]:  # a polygon's
             number = used[1]
             used[1] = min(number + 1, len(palette) - 1)
-            canvas[r, at] = number
+            canvas[r * ROW + at] = number
         palette[u(number)] = mixed
-        marks[r, u(COLUMNS[at])] = 1
+        marks[r * MARKS + u(COLUMNS[at])] = 1
 
 
 @compiled
@@ -470,7 +472,7 @@ def _fill(canvas, marks, row, color, crossings, counts, spans):
             a, b = _filled(crossings[r, u(n)], crossings[r, u(n + 1)])
             _line(canvas, marks, row, a, b, color)
     for x in range(u(spans[u(0), r]), u(spans[u(1), r] + 1)):
-        canvas[r, x] = color
+        canvas[r * ROW + x] = color
 
 
 @compiled
@@ -497,18 +499,19 @@ def _line(canvas, marks, row, a, b, color):
     """Pixels a to b of a row, which may be none."""
     if a <= b:
         for x in range(u(a), u(b + 1)):
-            canvas[u(row), x] = color
+            canvas[u(row) * ROW + x] = color
         _mark(marks, row, a, b)
 
 
 @compiled
 def _mark(marks, row, a, b):
     """Mark pixels a to b of a row."""
-    r, first, last = u(row), u(COLUMNS[u(a)]), u(COLUMNS[u(b)])
-    marks[r, first] = 1
-    marks[r, last] = 1
-    for column in range(first + u(1), last):  # seldom: the compiler calls another function for it
-        marks[r, column] = 1
+    start = u(row) * MARKS
+    first, last = start + u(COLUMNS[u(a)]), start + u(COLUMNS[u(b)])
+    marks[first] = 1
+    marks[last] = 1
+    for at in range(first + u(1), last):  # seldom: the compiler calls another function for it
+        marks[at] = 1
 
 
 @compiled
@@ -585,17 +588,17 @@ def _reduce(canvas, palette, marks, touched, known, shared, band, frame):
         # Of a band's row above nothing is left after the cut to 8 bits.
         first, last = max(Y_SHARES[y, 0] - band * BAND, 0), Y_SHARES[y, 2] - band * BAND
         for column in range(u(2 * SIZE + 1)):
-            touched[column] = marks[u(first), column]
+            touched[column] = marks[u(first) * MARKS + column]
         for row in range(first + 1, last + 1):
             for column in range(u(2 * SIZE + 1)):
-                touched[column] |= marks[u(row), column]
+                touched[column] |= marks[u(row) * MARKS + column]
         before, shade = -1, 0  # of the last cell of one color, along x and in all
         for x in range(SIZE):
             m = u(2 * x)
             if touched[m] | touched[m + u(1)] | touched[m + u(2)]:
                 value = _cell(canvas, palette, marks, shared, band, x, y, first, last)
             else:
-                number = np.int64(canvas[u(last), u(X_SHARES[x, 2])])
+                number = np.int64(canvas[u(last) * ROW + u(X_SHARES[x, 2])])
                 if known[u(0), u(x)] != number:
                     known[u(0), u(x)] = number
                     known[u(1), u(x)] = _of_one_color(X_UNIFORM, x, palette[u(number)])
@@ -603,9 +606,10 @@ def _reduce(canvas, palette, marks, touched, known, shared, band, frame):
                     before = known[u(1), u(x)]
                     shade = _of_one_color(Y_UNIFORM, y, before)
                 value = shade
-            frame[u(y), u(x), u(0)] = value
-            frame[u(y), u(x), u(1)] = value >> 16
-            frame[u(y), u(x), u(2)] = value >> 32
+            at = u(3) * (u(y) * u(SIZE) + u(x))
+            frame[at] = value
+            frame[at + u(1)] = value >> 16
+            frame[at + u(2)] = value >> 32
 
 
 @compiled
@@ -624,7 +628,7 @@ def _cell(canvas, palette, marks, shared, band, x, y, first, last):
         if _marked(marks, first, x):
             value = shared[u(x)]
         else:
-            number = canvas[u(first), u(X_SHARES[x, 2])]
+            number = canvas[u(first) * ROW + u(X_SHARES[x, 2])]
             value = _of_one_color(X_UNIFORM, x, palette[u(number)])
         total = _weighted(value, Y_SHARES[y, 1])
         first += 1
@@ -638,39 +642,39 @@ def _cell(canvas, palette, marks, shared, band, x, y, first, last):
 @compiled
 def _marked(marks, row, x):
     """Whether a row of cell x may have several colors."""
-    r, m = u(row), u(2 * x)
-    return marks[r, m] | marks[r, m + u(1)] | marks[r, m + u(2)]
+    at = u(row) * MARKS + u(2 * x)
+    return marks[at] | marks[at + u(1)] | marks[at + u(2)]
 
 
 @compiled
 def _row(canvas, palette, marks, x, row):
     """What a row of cell x is reduced to."""
-    x_first, x_last, r = X_SHARES[x, 0], X_SHARES[x, 2], u(row)
-    value = palette[u(canvas[r, u(x_last)])]
+    start, first, last = u(row) * ROW, X_SHARES[x, 0], X_SHARES[x, 2]
+    value = palette[u(canvas[start + u(last)])]
     if _marked(marks, row, x):
         value = _weighted(value, X_SHARES[x, 3])
         if x > 0:
-            value += _weighted(palette[u(canvas[r, u(x_first)])], X_SHARES[x, 1])
-        value += _nine(canvas, palette, r, u(x_first + 1))
-        if x_last - x_first > 10:
-            value += palette[u(canvas[r, u(x_last - 1)])]
+            value += _weighted(palette[u(canvas[start + u(first)])], X_SHARES[x, 1])
+        value += _nine(canvas, palette, start + u(first + 1))
+        if last - first > 10:
+            value += palette[u(canvas[start + u(last - 1)])]
         return _scaled(value, X_SCALE)
     return _of_one_color(X_UNIFORM, x, value)
 
 
 @compiled
-def _nine(canvas, palette, r, at):
+def _nine(canvas, palette, at):
     """The sum of nine pixels, written out: a loop of so few takes twice as long."""
     return (
-        palette[u(canvas[r, at])]
-        + palette[u(canvas[r, at + u(1)])]
-        + palette[u(canvas[r, at + u(2)])]
-        + palette[u(canvas[r, at + u(3)])]
-        + palette[u(canvas[r, at + u(4)])]
-        + palette[u(canvas[r, at + u(5)])]
-        + palette[u(canvas[r, at + u(6)])]
-        + palette[u(canvas[r, at + u(7)])]
-        + palette[u(canvas[r, at + u(8)])]
+        palette[u(canvas[at])]
+        + palette[u(canvas[at + u(1)])]
+        + palette[u(canvas[at + u(2)])]
+        + palette[u(canvas[at + u(3)])]
+        + palette[u(canvas[at + u(4)])]
+        + palette[u(canvas[at + u(5)])]
+        + palette[u(canvas[at + u(6)])]
+        + palette[u(canvas[at + u(7)])]
+        + palette[u(canvas[at + u(8)])]
     )
 
 

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 
 MAX_STEPS = 1000  # the time limit of CarRacing-v3, in frames of 1/50 s
+SIZE = 96  # of its frames, in pixels
 
 
 class Simulator:
@@ -49,18 +50,14 @@ class Simulator:
         Returns frames (n, 96, 96, 3) uint8, rewards (n,) float32, terminated (n,) bool (the
         lap is done or the playfield was left) and truncated (n,) bool (the time limit).
         """
-        results = []
-        for i, action in zip(ids.tolist(), actions, strict=True):
-            frame, reward, terminated, _, _ = self._envs[i].step(action)
+        n = len(ids)
+        frames, rewards = np.empty((n, SIZE, SIZE, 3), np.uint8), np.empty(n, np.float32)
+        terminated, truncated = np.empty(n, bool), np.empty(n, bool)
+        for k, (i, action) in enumerate(zip(ids.tolist(), actions, strict=True)):
+            frames[k], rewards[k], terminated[k], _, _ = self._envs[i].step(action)
             self._steps[i] += 1
-            results.append((frame, reward, terminated, self._steps[i] >= MAX_STEPS))
-        frames, rewards, terminated, truncated = zip(*results, strict=True)
-        return (
-            np.stack(frames),
-            np.array(rewards, np.float32),
-            np.array(terminated, bool),
-            np.array(truncated, bool),
-        )
+            truncated[k] = self._steps[i] >= MAX_STEPS
+        return frames, rewards, terminated, truncated
 
     def end(self, ids: np.ndarray) -> None:
         """Say that the episodes `ids` (n,) are driven no further: the next ones take their place.
