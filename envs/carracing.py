@@ -46,12 +46,7 @@ class DrawnCarRacing(CarRacing):
 
     # One for all environments of a process, which draw one after the other.
     _buffers = new_buffers(1000)
-    _laid_out = (
-        np.empty((12, 4), np.float32),
-        np.empty(5),
-        np.empty((len(BAR_COLORS), 4, 2)),
-        np.empty(len(BAR_COLORS), np.int64),
-    )
+    _moves = False
 
     def _create_track(self) -> bool:
         """A new track (in every reset), as arrays that last."""
@@ -80,11 +75,27 @@ class DrawnCarRacing(CarRacing):
         self._destroy()
         super().close()
 
-    def _render(self, mode: str) -> np.ndarray | bool | None:
+    def _render(self, mode: str) -> np.ndarray | Scene | bool | None:
         if mode != "state_pixels":
             return super()._render(mode)
+        return self._scene() if self._moves else self._drawn(self._scene())
+
+    def _drawn(self, scene: Scene) -> np.ndarray:
         frame = np.empty((SIZE, SIZE, 3), np.uint8)
-        return frame if draw(self._scene(), self._buffers, frame) else super()._render(mode)
+        return frame if draw(scene, self._buffers, frame) else super()._render("state_pixels")
+
+    def move(self, action: np.ndarray) -> tuple[float, bool]:
+        """The first half of a step: reward and terminated."""
+        self._moves = True
+        try:
+            _, reward, terminated, _, _ = self.step(action)
+        finally:
+            self._moves = False
+        return reward, terminated
+
+    def frame(self) -> np.ndarray:
+        """The second half: the frame (96, 96, 3) uint8."""
+        return self._drawn(self.state)
 
     @property
     def car(self) -> Car | None:
@@ -95,14 +106,16 @@ class DrawnCarRacing(CarRacing):
         """Gymnasium makes a car in each reset, and steps it at once."""
         if car is not None:
             car.__class__ = SwiftCar
-        self._car, self._car_polygons = car, None
+        self._car, self._shapes = car, None
 
     def _scene(self) -> Scene:
         """What is to be seen of the car and the track."""
         car, hull = self._car, self._car.hull
-        if self._car_polygons is None:
-            self._car_polygons = _car_polygons(car)
-        polygons, corners, colors = self._car_polygons
+        if self._shapes is None:
+            places = np.empty((12, 4), np.float32), np.empty(5)
+            bars = np.empty((len(BAR_COLORS), 4, 2)), np.empty(len(BAR_COLORS), np.int64)
+            self._shapes = *_car_polygons(car), *places, *bars
+        polygons, corners, colors, places, camera, bars, bar_corners = self._shapes
         # In its first second an episode zooms in from the whole field.
         zoom = 0.1 * SCALE * max(1 - self.t, 0) + ZOOM * SCALE * min(self.t, 1)
         numbers = [zoom, *_turn(-hull.angle)]
@@ -114,7 +127,6 @@ class DrawnCarRacing(CarRacing):
         speed = hull.linearVelocity
         numbers += (speed.x, speed.y, *(wheel.omega for wheel in car.wheels))
         numbers += (car.wheels[0].joint.angle, hull.angularVelocity)
-        places, camera, bars, bar_corners = self._laid_out
         arrays = (polygons, corners, places, camera, bars, bar_corners)
         _lay_out(np.array(numbers), WINDOW_W, WINDOW_H, *arrays)
         return Scene(

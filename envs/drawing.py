@@ -158,18 +158,19 @@ def _draw(
     bar_corners, bar_colors, score, left, upper, canvas, palette, used, marks, touched, known,
     shared, corners, edges, parts, crossings, counts, spans, frame,
 ):  # fmt: skip
-    # The numbers of colors: black, the ground's polygons, and the car's.
+    # The numbers of colors: the empty window, the ground's polygons, and the car's.
     shown, covered = _in_sight(
         points, centers, radii, point_colors, camera, corners, edges, palette
     )
     for i in range(len(car)):
         palette[1 + shown + i] = _spread(car_colors, i)
     _place_car(car, car_places, camera, parts)
+    palette[0] = palette[1] if covered else 0
     known[:] = -1
     most = 0
     for top in range(0, DASHBOARD, BAND):
         base = HEIGHT - 1 - top  # the world's y is in row base - y of the band
-        _clear(canvas, marks, used, 1 if covered else 0, 1 + shown + len(car))
+        _clear(canvas, marks, used, 1 + shown + len(car))
         for i in range(1 if covered else 0, shown):
             _polygon(
                 canvas, palette, used, marks, corners, edges, i, base, crossings, counts, spans
@@ -180,6 +181,7 @@ def _draw(
         most = max(most, used[1])
 
     # Black, the bars' and 256 shades of gray.
+    palette[0] = 0
     for i in range(len(bars)):
         palette[1 + i] = _spread(bar_colors, i)
         for k in range(4):
@@ -188,7 +190,7 @@ def _draw(
         palette[1 + len(bars) + gray] = gray | gray << 16 | gray << 32
     known[:] = -1
     for top in range(DASHBOARD, HEIGHT, BAND):
-        _clear(canvas, marks, used, 0, 0)
+        _clear(canvas, marks, used, 0)
         for i in range(len(bars)):
             _part(canvas, marks, parts, i, bar_corners[i], -top, 1, 1 + i, crossings)
         _picture(canvas, marks, top, score, left, upper, 1 + len(bars))
@@ -203,8 +205,8 @@ def _spread(colors, i):
 
 
 @compiled
-def _clear(canvas, marks, used, color, colors):
-    canvas[:] = color
+def _clear(canvas, marks, used, colors):
+    canvas[:] = 0
     marks[:] = 0
     used[:] = colors
 
