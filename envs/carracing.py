@@ -17,7 +17,7 @@ from gymnasium.envs.box2d.car_racing import (
     CarRacing,
 )
 
-from envs.drawing import SIZE, Scene, draw, new_buffers
+from envs.drawing import BUFFERS, SIZE, Scene, draw
 from envs.driving import SwiftCar
 from utils.compiling import kept
 
@@ -45,7 +45,7 @@ class DrawnCarRacing(CarRacing):
     """CarRacing in which only the picture for a spectator is drawn by Gymnasium."""
 
     # One for all environments of a process, which draw one after the other.
-    _buffers = new_buffers(1000)
+    _buffers = np.empty(1, BUFFERS)
     _moves = False
 
     def _create_track(self) -> bool:
@@ -66,8 +66,6 @@ class DrawnCarRacing(CarRacing):
                 if id(color) in tiles:
                     tiles[id(color)].color = views[i]
                     self.road_poly[i] = (polygon, views[i])
-            if len(corners) > len(self._buffers.corners):
-                DrawnCarRacing._buffers = new_buffers(len(corners))
         return created
 
     def close(self) -> None:

@@ -25,6 +25,8 @@ SIZE = 96  # of the frame, in cells
 DASHBOARD = 700  # from this row on there are the bars and the score, above it is the world
 BAND = 100  # rows of pixels
 BAND_CELLS = SIZE * BAND // HEIGHT
+COLORS = 1 << 16  # of a band, at most
+POLYGONS = 2000  # on the ground, at most
 ONE = 1 << 14  # a pixel, in the units in which smoothscale shares pixels out among cells
 BYTES = 0xFF00FF00FF  # of a color that is spread
 OUTER, INNER = 0xFFFF0000FFFF, 0xFFFF0000  # its red and blue, its green
@@ -55,41 +57,26 @@ class Scene(NamedTuple):
     score_upper: int
 
 
-class Buffers(NamedTuple):
-    """What drawing works in, of no meaning between two frames."""
-
-    canvas: np.ndarray  # (BAND * ROW,) uint16: pixels, numbers of colors
-    palette: np.ndarray  # (65536,) int64: colors by their number, spread; first the polygons' ones
-    used: np.ndarray  # (2,) int64: how many of them are the polygons', and how many there are
-    marks: np.ndarray  # (BAND * MARKS,) uint8: see `_columns`
-    touched: np.ndarray  # (columns,) uint8: the marks of a row of cells
-    known: np.ndarray  # (2, SIZE) int64: a color, and what a row of a cell of it is reduced to
-    shared: np.ndarray  # (SIZE,) int64: the last row of each cell, which the cell below shares
-    corners: np.ndarray  # (n, 4, 2) int64: polygons in sight, in pixels
-    edges: np.ndarray  # (n, 4, 8) int64: their outlines' edges, see `_edge`
-    parts: np.ndarray  # (m, 8, 2) int64: the car's polygons, or the bars, in pixels
-    crossings: np.ndarray  # (BAND, 8) int64: where a row crosses a polygon's edges
-    counts: np.ndarray  # (BAND,) int64: how often
-    spans: np.ndarray  # (2, BAND) int64: first and last pixel of a row that a polygon fills
-
-
-def new_buffers(polygons: int) -> Buffers:
-    """Buffers for scenes of at most so many polygons on the ground."""
-    return Buffers(
-        np.empty(BAND * WIDTH, np.uint16),
-        np.zeros(1 << 16, np.int64),
-        np.empty(2, np.int64),
-        np.empty(BAND * int(MARKS), np.uint8),
-        np.empty(2 * SIZE + 1, np.uint8),
-        np.empty((2, SIZE), np.int64),
-        np.empty(SIZE, np.int64),
-        np.empty((polygons, 4, 2), np.int64),
-        np.empty((polygons, 4, 8), np.int64),
-        np.empty((16, 8, 2), np.int64),
-        np.empty((BAND, 8), np.int64),
-        np.empty(BAND, np.int64),
-        np.empty((2, BAND), np.int64),
-    )
+# What drawing works in, of no meaning between two frames. One array of one record: a compiled
+# function takes it faster than many arrays, and knows their shapes.
+BUFFERS = np.dtype(
+    [
+        ("canvas", np.uint16, BAND * WIDTH),  # pixels, numbers of colors
+        ("palette", np.int64, COLORS),  # colors by their number, spread; first the polygons' ones
+        ("used", np.int64, 2),  # how many of them are the polygons', and how many there are
+        ("marks", np.uint8, BAND * int(MARKS)),  # see `_columns`
+        ("touched", np.uint8, 2 * SIZE + 1),  # the marks of a row of cells
+        ("known", np.int64, (2, SIZE)),  # a color, and what a row of a cell of it is reduced to
+        ("shared", np.int64, SIZE),  # the last row of each cell, which the cell below shares
+        ("corners", np.int64, (POLYGONS, 4, 2)),  # polygons in sight, in pixels
+        ("edges", np.int64, (POLYGONS, 4, 8)),  # their outlines' edges, see `_edge`
+        ("parts", np.int64, (16, 8, 2)),  # the car's polygons, or the bars, in pixels
+        ("crossings", np.int64, (BAND, 8)),  # where a row crosses a polygon's edges
+        ("counts", np.int64, BAND),  # how often
+        ("spans", np.int64, (2, BAND)),  # first and last pixel of a row that a polygon fills
+    ],
+    align=True,
+)
 
 
 def _shares(pixels: int) -> np.ndarray:
@@ -142,22 +129,29 @@ X_SCALE, Y_SCALE = _scale(WIDTH), _scale(HEIGHT)
 COLUMNS = _columns()
 
 
-def draw(scene: Scene, buffers: Buffers, frame: np.ndarray) -> bool:
-    """Draw the scene into frame (96, 96, 3) uint8, contiguous.
+def draw(scene: Scene, buffers: np.ndarray, frame: np.ndarray) -> bool:
+    """Draw the scene into frame (96, 96, 3) uint8, contiguous; `buffers` is (1,) BUFFERS.
 
-    Returns False where a band has more colors than fit into 16 bits, and the frame is wrong: no
-    scene of CarRacing is known that has a tenth of them.
+    Returns False, and a frame that is wrong, where the ground has more than POLYGONS, or a band
+    more than COLORS: no scene of CarRacing is known that has half of the ones or a tenth of the
+    others.
     """
+    if len(scene.corners) > POLYGONS:
+        return False
     # One by one: a compiled function takes tuples slowly.
-    return _draw(*scene, *buffers, frame.reshape(-1)) < len(buffers.palette) - 1
+    return _draw(*scene, buffers, frame.reshape(-1)) < COLORS - 1
 
 
 @kept
 def _draw(
     points, centers, radii, point_colors, car, car_corners, car_colors, car_places, camera, bars,
-    bar_corners, bar_colors, score, left, upper, canvas, palette, used, marks, touched, known,
-    shared, corners, edges, parts, crossings, counts, spans, frame,
+    bar_corners, bar_colors, score, left, upper, buffers, frame,
 ):  # fmt: skip
+    b = buffers[0]
+    canvas, palette, used, marks = b.canvas, b.palette, b.used, b.marks
+    touched, known, shared = b.touched, b.known, b.shared
+    corners, edges, parts = b.corners, b.edges, b.parts
+    crossings, counts, spans = b.crossings, b.counts, b.spans
     # The numbers of colors: the empty window, the ground's polygons, and the car's.
     shown, covered = _in_sight(
         points, centers, radii, point_colors, camera, corners, edges, palette
@@ -458,7 +452,7 @@ def _blend(canvas, palette, used, marks, spans, row, x, shade, weight):
         mixed = (palette[u(number)] * (256 - alpha) + shade * alpha) >> 8 & BYTES
         if number < used[0]:  # a polygon's
             number = used[1]
-            used[1] = min(number + 1, len(palette) - 1)
+            used[1] = min(number + 1, COLORS - 1)
             canvas[r * ROW + at] = number
         palette[u(number)] = mixed
         marks[r * MARKS + u(COLUMNS[at])] = 1

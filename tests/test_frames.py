@@ -98,11 +98,23 @@ def test_random_scenes(env):
 
 
 def test_where_the_colors_do_not_fit_gymnasium_draws(env, monkeypatch):
-    env.t = 0.1  # with the whole track in sight, some 5,000
-    few = env._buffers._replace(palette=np.zeros(2000, np.int64))
-    monkeypatch.setattr(DrawnCarRacing, "_buffers", few)
-    frame = np.empty((96, 96, 3), np.uint8)
-    assert not drawing.draw(env._scene(), few, frame)
+    """Too many colors, and too many polygons."""
+    scene, frame = env._scene(), np.empty((96, 96, 3), np.uint8)
+    slivers = np.array([[0, 0], [600, 40], [600, 44], [0, 4]]) + np.zeros((900, 1, 2))
+    slivers[:, :, 1] += np.random.default_rng(3).uniform(-40, 0, (900, 1))
+    many = scene._replace(
+        corners=slivers,
+        centers=slivers.mean(axis=1),
+        radii=np.full(900, 1e3),
+        colors=np.full((900, 3), 99.0),
+        camera=np.array([1.0, 0.0, 1.0, 200.0, 400.0]),
+    )
+    assert drawing.draw(scene, env._buffers, frame)
+    assert not drawing.draw(many, env._buffers, frame)
+    assert not drawing.draw(
+        scene._replace(corners=np.zeros((drawing.POLYGONS + 1, 4, 2))), env._buffers, frame
+    )
+    monkeypatch.setattr(carracing, "draw", lambda *_: False)
     assert_as_gymnasium(env)
 
 
