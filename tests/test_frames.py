@@ -177,9 +177,12 @@ def test_another_smoothscale_is_noticed(unchecked, capsys):
     assert difference() == ""
 
 
-def look(folder, **environment):
+LOOK = "from envs.simulator import environment; print(environment().__name__, flush=True)"
+CHILD = f"import subprocess, sys; {LOOK}; subprocess.run([sys.executable, '-c', {LOOK!r}])"
+
+
+def look(folder, code=LOOK, **environment):
     """What a new process says that drives with the copy of the project in `folder`."""
-    code = "from envs.simulator import environment; print(environment().__name__)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -191,7 +194,7 @@ def look(folder, **environment):
     return done.stdout.splitlines()
 
 
-def test_what_draws_is_compiled_once_and_in_memory_where_nothing_can_be_written(tmp_path):
+def test_what_draws_is_compiled_once_for_an_installation_or_for_a_run(tmp_path):
     for name in ("envs", "utils"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     first, second = look(tmp_path), look(tmp_path)
@@ -199,9 +202,12 @@ def test_what_draws_is_compiled_once_and_in_memory_where_nothing_can_be_written(
     assert second == ["DrawnCarRacing"]
     (tmp_path / "envs" / "__pycache__").rename(tmp_path / "before")
     (tmp_path / "envs" / "__pycache__").touch()  # no folder can be made there, nor below it
-    denied = look(tmp_path, XDG_CACHE_HOME=str(tmp_path / "envs" / "__pycache__"))
-    assert len(denied) == 2 and "in this process alone" in denied[0]
-    assert denied[1] == "DrawnCarRacing"
+    (tmp_path / "tmp").mkdir()
+    nowhere = {"XDG_CACHE_HOME": str(tmp_path / "envs" / "__pycache__")}
+    denied = look(tmp_path, CHILD, TMPDIR=str(tmp_path / "tmp"), **nowhere)
+    assert len(denied) == 3 and f"kept in {tmp_path / 'tmp' / 'compiled-'}" in denied[0]
+    assert denied[1:] == ["DrawnCarRacing"] * 2  # the second process had nothing to compile
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_without_numba_gymnasium_draws(tmp_path):

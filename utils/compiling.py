@@ -1,6 +1,10 @@
 """Functions that Numba compiles, once for an installation."""
 
+import atexit
 import functools
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 
 import numba
@@ -23,14 +27,25 @@ def kept(function: Callable) -> Callable:
     """A function that is compiled when it is called first, and kept on disk.
 
     In Numba's folder, which is `__pycache__` beside the file, else one in the user's cache. Where
-    neither can be written to it is compiled in each process. What it calls must be in its own file,
-    for Numba compiles again only what changed in that.
+    neither can be written to, in a temporary one, which the processes share that this one starts.
+    What it calls must be in its own file, for Numba compiles again only what changed in that.
     """
     event.register("numba:compile", _teller())
     try:
         return numba.njit(**OPTIONS, cache=True)(function)
     except RuntimeError:  # Numba found no folder
-        return numba.njit(**OPTIONS)(function)
+        _keep_for_this_run()
+        return numba.njit(**OPTIONS, cache=True)(function)
+
+
+def _keep_for_this_run() -> None:
+    """Have Numba keep what it compiles in a folder that goes with this process.
+
+    In the environment, so that the workers find it there instead of compiling all at once.
+    """
+    folder = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 class _Teller(event.Listener):
@@ -43,10 +58,7 @@ class _Teller(event.Listener):
         if not self.told:
             self.told = True
             folder = event.data["dispatcher"].stats.cache_path
-            where = (
-                f"kept in {folder}" if folder else "in this process alone: no folder to keep it in"
-            )
-            print(f"compiling the loops that draw, once, some 10 s ({where})", flush=True)
+            print(f"compiling the loops that draw, some 10 s (kept in {folder})", flush=True)
 
     def on_end(self, event: event.Event) -> None:
         pass
