@@ -25,7 +25,7 @@ from envs.parallel import (
 from envs.rollouts import AgentPolicy, play
 from envs.simulator import Simulator
 from envs.tracks import track_seeds
-from envs.viewer import VIDEO_SUFFIXES, Video, why_no_window
+from envs.viewer import VIDEO_SUFFIXES, Video, why_no_window, window_closed
 from models.agent import DEFAULT
 from models.inference import tell_if_not_packed
 from models.vae import VAE
@@ -39,8 +39,8 @@ from utils.cli import (
     run_script,
     script_parser,
 )
+from utils.cores import available_cores
 from utils.learning import choose_device, fast_precision
-from utils.workers import available_cores
 
 
 def parse_arguments() -> Namespace:
@@ -121,13 +121,21 @@ def main() -> None:
     seeds = track_seeds("test", args.episodes, args.seed)
 
     watched = {"window": args.episodes, None: 0}.get(view, 1)
-    returns = []
+    returns, closed = [], False
     if watched:  # otherwise only the workers drive
         agent = load_agent(args.logdir, device, fast_precision(device), driving, models)
     for number, seed in enumerate(seeds[:watched]):
-        returns.append(watch_episode(agent, parameters, seed, view, args))
+        try:
+            returns.append(watch_episode(agent, parameters, seed, view, args))
+        except WindowClosed as end:
+            closed = True
+            print(f"episode {number + 1}: the window was closed, {end}")
+            break
         print(f"episode {number + 1}: return {returns[-1]:.1f}", flush=True)
-    rest = seeds[watched:]
+    if closed and not returns:
+        return
+    watched = len(returns)
+    rest = [] if closed else seeds[watched:]
     if rest:
         with (
             start_workers(
@@ -147,8 +155,15 @@ def main() -> None:
     )
 
 
+class WindowClosed(Exception):
+    """The user has seen enough; the message says how far the episode was."""
+
+
 def watch_episode(agent, parameters: torch.Tensor, seed: int, view: Path | str, args) -> float:
-    """Drive one episode in the sight of the user; returns its return."""
+    """Drive one episode in the sight of the user; returns its return.
+
+    Raises WindowClosed.
+    """
     if view == "window":
         recording = nullcontext()
     else:
@@ -157,16 +172,25 @@ def watch_episode(agent, parameters: torch.Tensor, seed: int, view: Path | str, 
         recording = Video(view, vae)
     simulator = Simulator([seed], "human" if view == "window" else "rgb_array")
 
-    with recording as video:
+    steps, so_far = 0, 0.0
+    try:
+        with recording as video:
 
-        def watch(ids, actions, frames, *_) -> None:
-            # A window draws itself at each step, at 50 frames a second.
-            if video is not None:
-                video.add(simulator.picture(0), frames[0])
+            def watch(ids, actions, frames, rewards, *_) -> None:
+                nonlocal steps, so_far
+                steps, so_far = steps + 1, so_far + float(rewards[0])
+                # A window draws itself at each step, at 50 frames a second.
+                if video is None:
+                    if window_closed():
+                        raise WindowClosed(f"after {steps} steps with a return of {so_far:.1f}")
+                elif not video.failed:
+                    with video.trying():
+                        video.add(simulator.picture(0), frames[0])
 
-        returns, _ = play(simulator, 1, 1, AgentPolicy(agent, parameters), watch)
-    simulator.close()
-    if video is not None:
+            returns, _ = play(simulator, 1, 1, AgentPolicy(agent, parameters), watch)
+    finally:
+        simulator.close()
+    if video is not None and not video.failed:
         print(f"video: {video.path}")
     return float(returns[0])
 

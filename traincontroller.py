@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from envs.parallel import (
@@ -29,7 +28,7 @@ from envs.rollouts import seen_in_driving
 from envs.simulator import Simulator
 from envs.tracks import track_seeds
 from models.agent import Driving
-from models.controller import even_basis
+from models.controller import Controller, even_basis
 from models.inference import tell_if_not_packed
 from utils.checkpoint import (
     check_options,
@@ -50,10 +49,12 @@ from utils.cli import (
     run_script,
     script_parser,
 )
+from utils.cores import available_cores
+from utils.curves import Curves
 from utils.evolution import Evolution, reliability
 from utils.files import exclusive
 from utils.learning import choose_device, fast_precision
-from utils.workers import WorkerPool, available_cores
+from utils.workers import STUCK_AFTER, WorkerPool
 
 # Generations in the running average of the distribution's means: all of the first so many, later
 # about this share of all so far. Near its end a search walks around the optimum, and the longer the
@@ -112,7 +113,8 @@ def parse_arguments() -> argparse.Namespace:
         type=positive_int,
         default=available_cores(),
         help="worker processes at most; worker i computes on GPU i modulo the visible GPUs, "
-        "and says how much of its memory it holds",
+        "and says how much of its memory it holds. One of which nothing is heard for "
+        f"{STUCK_AFTER // 60} minutes is killed, and its work done again",
     )
     parser.add_argument(
         "--patience",
@@ -189,6 +191,16 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def load_alike(path: Path, driving: Driving) -> tuple[Controller, dict]:
+    """The controller at `path` and its checkpoint. Raises UserError where it drives otherwise."""
+    controller, its_driving, state = load_controller(path)
+    if its_driving != driving:
+        raise UserError(
+            f"{path} drives with {its_driving}, not {driving}; use --noreload to start afresh"
+        )
+    return controller, state
+
+
 class Judge:
     """Evaluates controllers on fixed tracks and keeps the best one in `best.tar`."""
 
@@ -211,12 +223,7 @@ class Judge:
         """Know the best return so far; what was scored under other conditions is scored again."""
         if not self.path.exists():
             return
-        controller, driving, state = load_controller(self.path)
-        if driving != self.driving:
-            raise UserError(
-                f"{self.path} drives with {driving}, not {self.driving}; use --noreload to start "
-                "afresh"
-            )
+        controller, state = load_alike(self.path, self.driving)
         about = dict(state.get("about", {}))
         gymnasium = about.pop("simulator", "gymnasium") == "gymnasium"  # earlier versions had two
         if gymnasium and about == self.about and "reward" in state:
@@ -312,8 +319,12 @@ def train(args: argparse.Namespace) -> None:
             "refine-screen": args.refine_screen,
         }
 
-    size = new_controller(driving).flat_parameters().numel()
-    evolution = Evolution(size, args.sigma, args.pop_size, args.seed, args.diagonal)
+    start = np.zeros(new_controller(driving).flat_parameters().numel())
+    best = folder / "best.tar"
+    if stored is None and best.exists():
+        start = load_alike(best, driving)[0].flat_parameters().double().numpy()
+        print(f"{best}: the search starts from this controller (with --noreload from zero)")
+    evolution = Evolution(start, args.sigma, args.pop_size, args.seed, args.diagonal)
     # What a training goes on from: `champion` is the last generation's best candidate.
     # `average` is the running average of the search distribution's means.
     state = {
@@ -352,14 +363,14 @@ def train(args: argparse.Namespace) -> None:
     # What there is to do at once: a generation with all its rollouts, or an evaluation.
     samples = max(args.n_samples, args.max_samples)
     rollouts = max(args.pop_size * samples, CONTENDERS * args.eval_rollouts)
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=state["generation"] + 1)
+    curves = Curves(folder / "tensorboard", state["generation"] + 1)
     tell_if_not_packed(device)
     with start_workers(args.logdir, device, args.max_workers, rollouts, models, driving) as pool:
         precision = str(fast_precision(device)).removeprefix("torch.")
         print(f"{len(pool)} workers on {device}, V in {precision}; logs in {args.logdir / 'tmp'}")
 
         tracks = track_seeds("evaluate", args.eval_rollouts)
-        judge = Judge(folder / "best.tar", pool, tracks, driving, models)
+        judge = Judge(best, pool, tracks, driving, models)
         judge.load()
 
         def save() -> None:
@@ -380,20 +391,20 @@ def train(args: argparse.Namespace) -> None:
             )
             due = finished or generation % args.eval_every == 0
             if due and state["evaluated"] < generation:
-                evaluate(judge, evolution, state, args.display, writer)
+                evaluate(judge, evolution, state, args.display, curves)
                 save()
             if judge.best >= args.target_return:
                 print(f"target reached: {judge.best:.1f} on {args.eval_rollouts} tracks")
                 break
             if finished:
-                best = f"best return {judge.best:.1f}" if judge.best > -np.inf else "not evaluated"
-                print(f"{folder}: {generation} generations done, {best}")
+                score = f"best return {judge.best:.1f}" if judge.best > -np.inf else "not evaluated"
+                print(f"{folder}: {generation} generations done, {score}")
                 break
             if generation + 1 == refine_from:
                 refine(evolution, state, driving, models, device, args)
-            run_generation(pool, evolution, state, args, writer)
+            run_generation(pool, evolution, state, args, curves)
             save()
-    writer.close()
+    curves.close()
 
 
 def refine(
@@ -437,7 +448,7 @@ def screen(
     n: int,
     generation: int,
     args: argparse.Namespace,
-    writer: SummaryWriter,
+    curves: Curves,
 ) -> tuple[list[int], int]:
     """The n tracks of a generation, half of them hard, and the steps it took to find these.
 
@@ -451,7 +462,7 @@ def screen(
         f"{len(drawn)} tracks, minimum {returns.min():.1f}",
         flush=True,
     )
-    writer.add_scalar("return/of_the_mean", returns.mean(), generation)
+    curves.add({"return/of_the_mean": returns.mean()}, generation)
     worst = returns[0].argsort().tolist()  # NaN last
     hard, others = worst[: -(-n // 2)], sorted(worst[-(-n // 2) :])
     return [drawn[i] for i in hard + others[: n // 2]], int(lengths.sum())
@@ -462,7 +473,7 @@ def run_generation(
     evolution: Evolution,
     state: dict,
     args: argparse.Namespace,
-    writer: SummaryWriter,
+    curves: Curves,
 ) -> None:
     """Sample, drive, update: one generation of CMA-ES, in place in `evolution` and `state`."""
     generation = state["generation"] + 1
@@ -472,7 +483,7 @@ def run_generation(
     n_samples = state["n-samples"]
     tracks, steps = track_seeds("train", n_samples, args.seed, generation), 0
     if evolution.refined and args.refine_screen:
-        tracks, steps = screen(pool, evolution.mean, n_samples, generation, args, writer)
+        tracks, steps = screen(pool, evolution.mean, n_samples, generation, args, curves)
     with tqdm(
         total=args.pop_size * n_samples,
         unit="rollout",
@@ -503,20 +514,19 @@ def run_generation(
         f"{seconds:.0f} s",
         flush=True,
     )
-    for name, value in {
+    points = {
         "return/mean": fitness.mean(),
         "return/best": fitness.max(),
         "return/worst": fitness.min(),
         "sigma": evolution.sigma,
         "steps_per_second": steps / seconds,
         "steps": state["steps"],
-    }.items():
-        writer.add_scalar(name, value, generation)
-    writer.flush()
+    }
+    curves.add(points, generation)
 
 
 def evaluate(
-    judge: Judge, evolution: Evolution, state: dict, display: bool, writer: SummaryWriter
+    judge: Judge, evolution: Evolution, state: dict, display: bool, curves: Curves
 ) -> None:
     """Score the distribution's mean, its running average and the generation's best candidate.
 
@@ -554,10 +564,8 @@ def evaluate(
         f"best {judge.best:.1f}",
         flush=True,
     )
-    for name, score in zip(contenders, scores, strict=True):
-        writer.add_scalar(f"evaluation/{name}", score, generation)
-    writer.add_scalar("evaluation/best", judge.best, generation)
-    writer.flush()
+    points = dict(zip((f"evaluation/{name}" for name in contenders), scores, strict=True))
+    curves.add(points | {"evaluation/best": judge.best}, generation)
 
 
 def main() -> None:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
-from data.episodes import list_episodes, split_episodes
+from data.episodes import EpisodeFile, describe_episodes, list_episodes, split_episodes
 from data.latents import encode_episodes
 from data.loaders import WindowLoader
 from models.mdrnn import MDRNN, mdrnn_losses
@@ -23,6 +22,7 @@ from models.vae import VAE, sample_latent
 from utils.checkpoint import (
     load_checkpoint,
     load_weights,
+    measure_best,
     resume_epochs,
     save_epoch,
     set_aside,
@@ -39,6 +39,7 @@ from utils.cli import (
     run_script,
     script_parser,
 )
+from utils.curves import Curves
 from utils.files import exclusive
 from utils.graphs import recorded
 from utils.learning import (
@@ -49,6 +50,7 @@ from utils.learning import (
     require_finite,
     seed_epoch,
     training_precision,
+    use_available_cores,
     weights_digest,
 )
 
@@ -142,14 +144,36 @@ def check_vae(folder: Path, digest: str) -> None:
             )
 
 
+def long_enough(files: list[EpisodeFile], seq_len: int) -> list[EpisodeFile]:
+    """The episodes that have a window of `seq_len` transitions; says how many have none.
+
+    Raises UserError where fewer than two have one.
+    """
+    long = [file for file in files if file.length > seq_len]
+    if len(long) < 2:
+        longest = max(file.length for file in files)
+        raise UserError(
+            f"--seq-len {seq_len}: {len(long)} of {len(files)} episodes are longer than that, and "
+            f"two are needed (the longest has {longest} frames)"
+        )
+    if len(long) < len(files):
+        print(
+            f"{len(files) - len(long)} of {len(files)} episodes are not longer than --seq-len "
+            f"{seq_len} and are not used"
+        )
+    return long
+
+
 def train(args: Namespace) -> None:
     """All epochs, from the latest one that is stored."""
     vae_path = stage_weights(args.logdir, "vae", "python trainvae.py")
+    use_available_cores()
     device = choose_device(args.device)
     precision = training_precision(device)
     print(describe(device, precision))
     files = list_episodes(args.rootdir)
     split_episodes(files)  # too few are an error before anything is encoded
+    files = long_enough(files, args.seq_len)
 
     vae = VAE()
     load_weights(vae, vae_path)
@@ -176,7 +200,12 @@ def train(args: Namespace) -> None:
     optimizer = make_optimizer(model)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
     stopping = EarlyStopping(patience=30)
-    done = resume_epochs(folder, model, optimizer, scheduler, stopping, options)
+    about = {
+        "to train on": describe_episodes(train_files),
+        "held out": describe_episodes(test_files),
+        "heads": "latents, terminals" + (", rewards" if args.include_reward else ""),
+    }
+    done, elsewhere = resume_epochs(folder, model, optimizer, scheduler, stopping, options, about)
 
     train_loader, test_loader = (
         WindowLoader(
@@ -184,34 +213,42 @@ def train(args: Namespace) -> None:
         )
         for part, shuffle in ((train_files, True), (test_files, False))
     )
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+    curves = Curves(folder / "tensorboard", done + 1)
+
+    def test_losses(epoch: int, label: str) -> dict[str, float]:
+        generator = seed_epoch("M's test", args.seed, epoch)
+        return run_epoch(model, test_loader, generator, precision, args.include_reward, label)
+
+    if elsewhere:
+        measure_best(folder, model, scheduler, stopping, lambda: test_losses(done, "best")["loss"])
 
     for epoch in range(done + 1, args.epochs + 1):
         if stopping.stop:
             print(f"early stopping: no better test loss for {stopping.patience} epochs")
             break
-        generator = seed_epoch(args.seed, epoch)
+        generator = seed_epoch("M's epoch", args.seed, epoch)
         label = f"epoch {epoch}"
-        how = (generator, precision, args.include_reward)
-        train = run_epoch(model, train_loader, *how, label, optimizer)
-        test = run_epoch(model, test_loader, *how, f"{label} test")
+        train = run_epoch(
+            model, train_loader, generator, precision, args.include_reward, label, optimizer
+        )
+        test = test_losses(epoch, f"{label} test")
         scheduler.step(test["loss"])
         stopping.step(test["loss"])
-        save_epoch(folder, epoch, test["loss"], model, optimizer, scheduler, stopping, options)
+        save_epoch(
+            folder, epoch, test["loss"], model, optimizer, scheduler, stopping, options, about
+        )
         rate = optimizer.param_groups[0]["lr"]
         terms = ", ".join(f"{name} {value:.3f}" for name, value in test.items() if name != "loss")
         print(
             f"epoch {epoch}: train {train['loss']:.4f}, test {test['loss']:.4f} ({terms}), "
             f"best {stopping.best:.4f}, learning rate {rate:g}"
         )
-        for name in train:
-            writer.add_scalar(f"{name}/train", train[name], epoch)
-            writer.add_scalar(f"{name}/test", test[name], epoch)
-        writer.add_scalar("learning_rate", rate, epoch)
-        writer.flush()
+        curves.add({f"{name}/train": value for name, value in train.items()}, epoch)
+        curves.add({f"{name}/test": value for name, value in test.items()}, epoch)
+        curves.add({"learning_rate": rate}, epoch)
     else:
         print(f"{folder}: {max(done, args.epochs)} epochs done, best test loss {stopping.best:.4f}")
-    writer.close()
+    curves.close()
 
 
 def main() -> None:

@@ -11,26 +11,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
-from data.episodes import list_episodes, split_readable
+from data.episodes import describe_episodes, list_episodes, split_readable
 from data.loaders import FrameLoader
 from models.vae import LATENT_SIZE, VAE, vae_loss
-from utils.checkpoint import resume_epochs, save_epoch, set_aside
+from utils.checkpoint import measure_best, resume_epochs, save_epoch, set_aside
 from utils.cli import (
     add_device,
     add_logdir,
     add_noreload,
     add_rootdir,
     add_seed,
+    dispensable,
     natural_int,
     positive_float,
     positive_int,
     run_script,
     script_parser,
 )
+from utils.curves import Curves
 from utils.files import exclusive
 from utils.frames import pixels_to_unit
 from utils.graphs import recorded
@@ -41,6 +42,7 @@ from utils.learning import (
     require_finite,
     seed_epoch,
     training_precision,
+    use_available_cores,
 )
 
 
@@ -132,7 +134,7 @@ def run_epoch(
 
 @torch.no_grad()
 def write_pictures(
-    model: VAE, originals: Tensor, samples: Path, epoch: int, writer: SummaryWriter
+    model: VAE, originals: Tensor, samples: Path, epoch: int, curves: Curves
 ) -> None:
     """A grid of 64 frames decoded from the prior, and one of originals over reconstructions.
 
@@ -157,11 +159,12 @@ def write_pictures(
     ):
         grid = make_grid(frames, nrow=8).cpu()
         save_image(grid, samples / f"{name}_{epoch}.png")
-        writer.add_image(title, grid, epoch)
+        curves.add_picture(title, grid, epoch)
 
 
 def train(args: Namespace) -> None:
     """All epochs, from the latest one that is stored."""
+    use_available_cores()
     device = choose_device(args.device)
     precision = training_precision(device)
     print(describe(device, precision))
@@ -184,12 +187,23 @@ def train(args: Namespace) -> None:
     optimizer = make_optimizer(model, args.learning_rate)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
     stopping = EarlyStopping(patience=30)
-    done = resume_epochs(folder, model, optimizer, scheduler, stopping, options)
+    about = {
+        "to train on": describe_episodes(train_files),
+        "held out": describe_episodes(test_files),
+    }
+    done, elsewhere = resume_epochs(folder, model, optimizer, scheduler, stopping, options, about)
 
     train_loader = FrameLoader(train_files, args.batch_size, device, shuffle=True)
     test_loader = FrameLoader(test_files, args.batch_size, device, shuffle=False)
     originals = None if args.nosamples else test_loader.sample(32)
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+    curves = Curves(folder / "tensorboard", done + 1)
+
+    def test_losses(epoch: int, label: str) -> dict[str, float]:
+        generator = seed_epoch("V's test", args.seed, epoch)
+        return run_epoch(model, test_loader, generator, device, precision, label)
+
+    if elsewhere:
+        measure_best(folder, model, scheduler, stopping, lambda: test_losses(done, "best")["loss"])
 
     for epoch in range(done + 1, args.epochs + 1):
         if stopping.stop:
@@ -200,29 +214,30 @@ def train(args: Namespace) -> None:
                 if not group.get("lowered"):  # stored with the optimizer, so that it is done once
                     group["lr"] *= LOW_RATE
                     group["lowered"] = True
-        generator = seed_epoch(args.seed, epoch)
+        generator = seed_epoch("V's epoch", args.seed, epoch)
         label = f"epoch {epoch}"
         train = run_epoch(model, train_loader, generator, device, precision, label, optimizer)
-        test = run_epoch(model, test_loader, generator, device, precision, f"{label} test")
+        test = test_losses(epoch, f"{label} test")
         scheduler.step(test["loss"])
         stopping.step(test["loss"])
-        save_epoch(folder, epoch, test["loss"], model, optimizer, scheduler, stopping, options)
+        save_epoch(
+            folder, epoch, test["loss"], model, optimizer, scheduler, stopping, options, about
+        )
         rate = optimizer.param_groups[0]["lr"]
         print(
             f"epoch {epoch}: train {train['loss']:.2f}, test {test['loss']:.2f} a frame "
             f"(squared error {test['squared_error']:.2f}, KL {test['kl']:.2f}), "
             f"best {stopping.best:.2f}, learning rate {rate:g}"
         )
-        for name in train:
-            writer.add_scalar(f"{name}/train", train[name], epoch)
-            writer.add_scalar(f"{name}/test", test[name], epoch)
-        writer.add_scalar("learning_rate", rate, epoch)
+        curves.add({f"{name}/train": value for name, value in train.items()}, epoch)
+        curves.add({f"{name}/test": value for name, value in test.items()}, epoch)
+        curves.add({"learning_rate": rate}, epoch)
         if originals is not None:
-            write_pictures(model, originals, folder / "samples", epoch, writer)
-        writer.flush()
+            with dispensable(f"{folder / 'samples'}: the pictures of epoch {epoch}"):
+                write_pictures(model, originals, folder / "samples", epoch, curves)
     else:
         print(f"{folder}: {max(done, args.epochs)} epochs done, best test loss {stopping.best:.2f}")
-    writer.close()
+    curves.close()
 
 
 def main() -> None:

@@ -36,8 +36,8 @@ def machine() -> dict[str, str]:
     """What the figures depend on: processor, cores, threads and versions."""
     from importlib.metadata import PackageNotFoundError, version
 
+    from utils.cores import available_cores
     from utils.learning import choose_device, describe, fast_precision
-    from utils.workers import available_cores
 
     device = choose_device("auto")
     packages = {}

@@ -1,7 +1,7 @@
 """What the stages work on: episodes played for the occasion, and V, M and C of random weights."""
 
 import functools
-import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from models.controller import Controller
 from models.mdrnn import MDRNN
 from models.vae import VAE
 from utils.checkpoint import save_checkpoint
-from utils.workers import WorkerPool, available_cores
+from utils.cores import available_cores
+from utils.workers import WorkerPool
 
 CORES = available_cores()
 EPISODES = max(2, CORES) * BATCH  # a unit for each process at least
@@ -66,10 +67,10 @@ def plans(n: int, steps: int = 1000) -> np.ndarray:
 
 @functools.cache
 def many_episodes(count: int) -> Path:
-    """A root with `count` episodes, which are links to those of `dataset()`."""
-    rootdir = folder() / f"links-{count}"
+    """A root with `count` episodes, which are copies of those of `dataset()`."""
+    rootdir = folder() / f"copies-{count}"
     rootdir.mkdir(exist_ok=True)
     originals = sorted(dataset().rglob("*.npz"))
     for k in range(count):
-        os.symlink(originals[k % len(originals)], rootdir / f"rollout_{k}.npz")
+        shutil.copyfile(originals[k % len(originals)], rootdir / f"rollout_{k}.npz")
     return rootdir

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from data.episodes import Episode, write_episode
 from data.policies import RANDOM_POLICIES
-from envs.parallel import load_agent, load_controller
+from envs.parallel import agent_digest, load_agent, load_controller
 from envs.rollouts import AgentPolicy, Policy, play
 from envs.simulator import MAX_STEPS, Simulator
 from envs.tracks import track_seeds
+from models.agent import Driving
+from utils.checkpoint import stage_weights
 from utils.frames import SIZE, to_64
-from utils.learning import choose_device, fast_precision
+from utils.learning import choose_device, fast_precision, weights_digest
+from utils.streams import stream
 
 # (episode numbers, seed) -> the policy for these episodes
 PolicyMaker = Callable[[list[int], int], Policy]
@@ -25,7 +29,7 @@ def random_policy(name: str) -> PolicyMaker:
     def make(numbers: list[int], seed: int) -> Policy:
         # They do not depend on the frames: all are drawn beforehand.
         plans = np.stack(
-            [RANDOM_POLICIES[name](MAX_STEPS, np.random.default_rng([seed, k])) for k in numbers]
+            [RANDOM_POLICIES[name](MAX_STEPS, stream("actions", seed, k)) for k in numbers]
         )
         steps = np.zeros(len(numbers), np.int64)
 
@@ -39,19 +43,38 @@ def random_policy(name: str) -> PolicyMaker:
     return make
 
 
-def controller_policy(logdir: Path, noise: float) -> PolicyMaker:
-    """The trained controller of `logdir`, on the CPU.
+class Driver(NamedTuple):
+    """A trained controller, read once for all processes: a training may go on beside them."""
+
+    logdir: Path
+    weights: np.ndarray  # (P,) float32
+    driving: Driving
+    models: str  # the fingerprint of V and M
+    digest: str  # the fingerprint of all that drives
+
+
+def load_driver(logdir: Path) -> Driver:
+    """The controller of `logdir`. Raises UserError where something is missing."""
+    path = stage_weights(logdir, "ctrl", "python traincontroller.py")
+    controller, driving, _ = load_controller(path)
+    models = agent_digest(logdir, driving)
+    digest = f"{models}-{weights_digest(controller)[:16]}"
+    return Driver(logdir, controller.flat_parameters().numpy(), driving, models, digest)
+
+
+def controller_policy(driver: Driver, noise: float) -> PolicyMaker:
+    """A trained controller, on the CPU.
 
     Each episode drives with its own variation, as CMA-ES samples candidates: Gaussian noise
     of this standard deviation, drawn from (seed, k), is added to the weights.
     """
     device = choose_device("cpu")
-    controller, driving, _ = load_controller(logdir / "ctrl" / "best.tar")
-    agent = load_agent(logdir, device, fast_precision(device), driving)
-    weights = controller.flat_parameters()
+    precision = fast_precision(device)
+    agent = load_agent(driver.logdir, device, precision, driver.driving, driver.models)
+    weights = torch.from_numpy(driver.weights)
 
     def make(numbers: list[int], seed: int) -> Policy:
-        draws = [np.random.default_rng([seed, k]).standard_normal(len(weights)) for k in numbers]
+        draws = [stream("noise", seed, k).standard_normal(len(weights)) for k in numbers]
         return AgentPolicy(agent, weights + noise * torch.from_numpy(np.stack(draws)))
 
     return make
@@ -63,12 +86,13 @@ def play_episodes(
     seed: int,
     patience: int = 0,
     wrote: Callable[[int, int], None] | None = None,
+    alive: Callable[[], None] | None = None,
 ) -> None:
     """Play the episodes numbered by the keys of `paths` together and write each to its path.
 
     Episode k depends on (policy, seed, patience, k) alone: its track and its
     randomness are drawn from (seed, k). With `patience` it ends after so many steps without a
-    new tile. `wrote(k, T)` is called for each file that is complete.
+    new tile. `wrote(k, T)` is called for each file that is complete, and `alive()` at each step.
     """
     numbers = sorted(paths)
     n = len(numbers)
@@ -79,6 +103,8 @@ def play_episodes(
     steps = np.zeros(n, np.int64)
 
     def watch(ids, actions, frames, step_rewards, terminated, truncated) -> None:
+        if alive is not None:
+            alive()
         t = steps[ids]
         observations[ids, t] = to_64(torch.from_numpy(frames)).numpy()
         executed[ids, t] = actions

@@ -7,13 +7,15 @@ An episode of T steps is a compressed npz with
     terminals    (T,) bool              the episode ended by itself, not by the time limit
 so the transition t -> t + 1 is (observations[t], actions[t + 1], rewards[t + 1],
 terminals[t + 1], observations[t + 1]). Public data sets of this form are read as well: frames
-of any size, actions of T + 1 steps (the one that nothing followed is dropped), sub-folders.
+of any size, sub-folders, and the actions of a whole plan where the episode ended before it (those
+that nothing followed are dropped).
 """
 
 import hashlib
 import io
 import math
 import os
+import re
 import struct
 import warnings
 import zipfile
@@ -186,7 +188,7 @@ def _check(observations: np.ndarray, signals: dict[str, np.ndarray]) -> None:
         raise BadEpisode(f"rewards are {rewards.shape} {rewards.dtype}, not (T,) float")
     if terminals.ndim != 1 or terminals.dtype.kind not in "bfiu":
         raise BadEpisode(f"terminals are {terminals.shape} {terminals.dtype}, not (T,) bool")
-    if len(actions) not in (length, length + 1) or len(rewards) != length:
+    if len(actions) < length or len(rewards) != length:
         raise BadEpisode(f"{length} frames, but {len(actions)} actions and {len(rewards)} rewards")
     if len(terminals) != length:
         raise BadEpisode(f"{length} frames, but {len(terminals)} terminals")
@@ -225,16 +227,12 @@ def list_episodes(rootdir: Path) -> list[EpisodeFile]:
             f"run `python data/generation_script.py --rootdir {rootdir}` first"
         )
     files, bad = [], []
-    for folder, _, names in os.walk(rootdir, followlinks=True):
-        for name in names:
-            path = Path(folder) / name
-            if path.suffix != ".npz" or name.startswith("."):
-                continue
-            relative = path.relative_to(rootdir).as_posix()
-            try:
-                files.append(EpisodeFile(path, relative, check_episode(path)))
-            except BadEpisode as reason:
-                bad.append((relative, str(reason)))
+    for path in _each_once(rootdir):
+        relative = path.relative_to(rootdir).as_posix()
+        try:
+            files.append(EpisodeFile(path, relative, check_episode(path)))
+        except BadEpisode as reason:
+            bad.append((relative, str(reason)))
     if bad:
         warn_skipped(bad)
     if not files:
@@ -245,6 +243,35 @@ def list_episodes(rootdir: Path) -> list[EpisodeFile]:
     return sorted(files, key=lambda file: file.name)
 
 
+def _each_once(rootdir: Path) -> Iterator[Path]:
+    """All npz files below a folder, also by links, but no file and no folder by two names.
+
+    An episode under a second name could be trained on and held out. Where there is a choice, a file
+    goes by the name that leads over fewer links.
+    """
+    seen = set()
+
+    def new(path: Path) -> bool:
+        status = path.stat()
+        # Some file systems have no numbers for their files.
+        identity = (status.st_dev, status.st_ino) if status.st_ino else path.resolve()
+        return not (identity in seen or seen.add(identity))
+
+    files, folders, links = [], [rootdir], []
+    while folders or links:
+        folder = folders.pop(0) if folders else links.pop(0)
+        if not new(folder):
+            continue
+        for path in sorted(folder.iterdir()):
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            elif path.suffix == ".npz" and not path.name.startswith("."):
+                files.append(path)
+    for path in sorted(files, key=Path.is_symlink):
+        if not path.exists() or new(path):  # a link to nothing is reported where it is read
+            yield path
+
+
 def warn_skipped(bad: list[tuple[str, str]]) -> None:
     """One warning for all (name, reason) that are skipped."""
     shown = "; ".join(f"{name}: {reason}" for name, reason in sorted(bad)[:10])
@@ -253,22 +280,42 @@ def warn_skipped(bad: list[tuple[str, str]]) -> None:
 
 
 def split_episodes(files: list[EpisodeFile]) -> tuple[list[EpisodeFile], list[EpisodeFile]]:
-    """Training and held-out episodes: a tenth held out, at least one.
+    """Training and held-out episodes: about a tenth held out, at least one.
 
-    Which ones depends on the names alone, so an episode stays on its side when it is read
-    again, in any order, and nearly always when the data set grows. Raises UserError when
-    there are fewer than two.
+    An episode's side depends on its own name alone, so it stays when others come or go. Only
+    where all would be on one side, in sets of a few episodes, they are told apart by comparing
+    them. Raises UserError when there are fewer than two.
     """
     if len(files) < 2:
         raise UserError(
             "there is only one usable episode, and one must be held out; generate at least two"
         )
-    by_hash = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
-    held_out = {file.name for file in by_hash[: max(1, len(files) // 10)]}
+    held_out = {file.name for file in files if _is_held_out(file.name)}
+    if len(held_out) in (0, len(files)):
+        by_hash = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
+        held_out = {file.name for file in by_hash[: max(1, len(files) // 10)]}
     return (
         [file for file in files if file.name not in held_out],
         [file for file in files if file.name in held_out],
     )
+
+
+def _is_held_out(name: str) -> bool:
+    """Every tenth by its number; by its name where that is not of the generator's form.
+
+    The folder thread_<i> is no part of it: it tells how many processes there were.
+    """
+    name = re.sub(r"(^|/)thread_\d+/", r"\1", name)
+    numbered = re.fullmatch(r"(?:.*/)?rollout_(\d+)\.npz", name)
+    if numbered:
+        return int(numbered[1]) % 10 == 0
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 10 == 0
+
+
+def describe_episodes(files: list[EpisodeFile]) -> str:
+    """How many episodes there are, and a fingerprint of their names and lengths."""
+    digest = hashlib.sha256(repr([(file.name, file.length) for file in files]).encode())
+    return f"{len(files)} episodes ({digest.hexdigest()[:8]})"
 
 
 def split_readable(files: list[EpisodeFile]) -> tuple[list[EpisodeFile], list[EpisodeFile]]:

@@ -18,13 +18,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.carracing import controller_policy, play_episodes, random_policy
+from data.carracing import (
+    Driver,
+    controller_policy,
+    load_driver,
+    play_episodes,
+    random_policy,
+)
 from data.episodes import BadEpisode, episode_length
 from data.policies import RANDOM_POLICIES
-from envs.parallel import agent_digest, load_controller
 from envs.simulator import environment
 from models.inference import tell_if_not_packed
-from utils.checkpoint import stage_weights
 from utils.cli import (
     UserError,
     add_rootdir,
@@ -36,7 +40,7 @@ from utils.cli import (
     script_parser,
 )
 from utils.files import atomic_write, exclusive
-from utils.learning import choose_device, weights_digest
+from utils.learning import choose_device
 from utils.workers import WorkerPool
 
 # Episodes that one process plays in lockstep: 12 MB of frames each.
@@ -81,22 +85,22 @@ def setup_worker(
     policy: str,
     seed: int,
     patience: int,
-    logdir: Path | None = None,
+    driver: Driver | None = None,
     noise: float = 0.0,
 ):
     """What a worker process does with a unit, a dict of episode numbers and their paths."""
     import torch
 
     torch.set_num_threads(1)
-    make = controller_policy(logdir, noise) if policy == "controller" else random_policy(policy)
+    make = random_policy(policy) if driver is None else controller_policy(driver, noise)
 
     def work(paths: dict[int, Path], report) -> None:
-        play_episodes(paths, make, seed, patience, lambda k, steps: report((k, steps)))
+        play_episodes(paths, make, seed, patience, lambda k, steps: report((k, steps)), report)
 
     return work
 
 
-def agree_with(rootdir: Path, args: Namespace) -> None:
+def agree_with(rootdir: Path, args: Namespace, driver: Driver | None) -> None:
     """Check the options against what made the episodes in `rootdir`, note them where it is new.
 
     Raises UserError on a contradiction.
@@ -107,7 +111,7 @@ def agree_with(rootdir: Path, args: Namespace) -> None:
         "seed": args.seed,
         "patience": args.patience,
     }
-    if args.policy != "controller":
+    if driver is None:
         for option, given in (
             ("--logdir", args.logdir is not None),
             ("--noise", args.noise != NOISE),
@@ -115,7 +119,7 @@ def agree_with(rootdir: Path, args: Namespace) -> None:
             if given:
                 raise UserError(f"{option} is for --policy controller, not {args.policy}")
     else:
-        asked |= {"noise": args.noise, "logdir": controller_digest(args.logdir)}
+        asked |= {"noise": args.noise, "logdir": driver.digest}
     if note.exists():
         try:
             made = json.loads(note.read_text())
@@ -149,15 +153,6 @@ def agree_with(rootdir: Path, args: Namespace) -> None:
         file.write(json.dumps(asked).encode())
 
 
-def controller_digest(logdir: Path | None) -> str:
-    """A fingerprint of all that drives in `logdir`. Raises UserError where something is missing."""
-    if logdir is None:
-        raise UserError("--policy controller needs the --logdir whose controller drives")
-    path = stage_weights(logdir, "ctrl", "python traincontroller.py")
-    controller, driving, _ = load_controller(path)
-    return f"{agent_digest(logdir, driving)}-{weights_digest(controller)[:16]}"
-
-
 def existing_episodes(rootdir: Path) -> set[int]:
     """Numbers of the usable episodes that are there, whatever --threads was then."""
     numbers = set()
@@ -177,14 +172,19 @@ def existing_episodes(rootdir: Path) -> set[int]:
 def generate(args: Namespace) -> None:
     """Make the episodes that are missing."""
     rootdir = args.rootdir
-    agree_with(rootdir, args)
+    driver = None
+    if args.policy == "controller":
+        if args.logdir is None:
+            raise UserError("--policy controller needs the --logdir whose controller drives")
+        driver = load_driver(args.logdir)
+    agree_with(rootdir, args, driver)
     there = existing_episodes(rootdir)
     missing = [k for k in range(args.rollouts) if k not in there]
     print(f"{rootdir}: {len(there)} episodes there, {len(missing)} of {args.rollouts} to make")
     if not missing:
         return
 
-    if args.policy == "controller":
+    if driver is not None:
         tell_if_not_packed(choose_device("cpu"))
     environment()  # compiles what the processes draw with
     workers = min(args.threads, len(missing))
@@ -208,7 +208,7 @@ def generate(args: Namespace) -> None:
         with WorkerPool(
             workers,
             setup_worker,
-            (args.policy, args.seed, args.patience, args.logdir, args.noise),
+            (args.policy, args.seed, args.patience, driver, args.noise),
             rootdir / "logs",
         ) as pool:
             for _ in pool.run(units, news):

@@ -1,8 +1,8 @@
 """Encode a data set once: mu and logsigma of every frame, kept in the logdir.
 
-`logdir/latents/<digest of the encoder>/<name of the episode>` holds one npz for each
-episode. Another encoder has another digest, so its latents are made anew and the earlier
-ones removed; an episode whose file changed is encoded again.
+`logdir/latents/<digest of the encoder>-<its precision>/<name of the episode>` holds one npz for
+each episode. With another encoder, or in another precision, they are made anew, and the earlier
+ones removed after that; an episode whose file changed is encoded again.
 """
 
 import shutil
@@ -41,43 +41,51 @@ class LatentEpisode(NamedTuple):
     terminals: np.ndarray  # (T,) bool
 
 
+class Latents(NamedTuple):
+    """Where the latents of an episode are."""
+
+    path: Path
+    length: int  # T
+
+    def read(self) -> LatentEpisode:
+        with np.load(self.path, allow_pickle=False) as npz:
+            return LatentEpisode(*(npz[key] for key in LatentEpisode._fields))
+
+
 def encode_episodes(
     files: list[EpisodeFile],
     encoder: Encoder,
     logdir: Path,
     device: torch.device,
     precision: torch.dtype,
-) -> dict[str, LatentEpisode]:
+) -> dict[str, Latents]:
     """The latents of all readable episodes by name, from the cache or encoded now.
 
     `precision` is the type in which the encoder computes. Episodes that cannot be read are
     left out with one warning.
     """
-    cache = logdir / "latents" / weights_digest(encoder)[:16]
-    _drop_others(cache)
-    latents, missing = {}, []
-    for file in files:
-        cached = _read_cached(cache / file.name, file.path)
-        if cached is None:
-            missing.append(file)
-        else:
-            latents[file.name] = cached
+    name = f"{weights_digest(encoder)[:16]}-{str(precision).removeprefix('torch.')}"
+    cache = logdir / "latents" / name
+    latents = {file.name: Latents(cache / file.name, file.length) for file in files}
+    missing = [file for file in files if not _is_cached(latents[file.name], file.path)]
     if not missing:
         print(f"latents: all {len(files)} episodes are in {cache}")
+        _drop_others(cache)
         return latents
-    print(f"latents: {len(latents)} episodes are in {cache}, {len(missing)} are encoded now")
+    there = len(files) - len(missing)
+    print(f"latents: {there} episodes are in {cache}, {len(missing)} are encoded now")
 
     tell_if_not_packed(device)
     encoder = inference_encoder(encoder, device, precision)
 
-    def make(file: EpisodeFile) -> LatentEpisode | BadEpisode:
+    def make(file: EpisodeFile) -> int | BadEpisode:
         try:
             episode = read_episode(file.path)
         except BadEpisode as reason:
             return reason
         latent = _encode(episode, encoder, device, precision)
         _write_cached(cache / file.name, file.path, latent)
-        return latent
+        return len(latent.mu)
 
     # A thread for each core takes an episode from disk to disk, computing alone: one network on
     # all cores would wait at every layer for the core that is unpacking the next episode.
@@ -92,13 +100,15 @@ def encode_episodes(
                 bar.update(file.length)
                 if isinstance(made, BadEpisode):
                     bad.append((file.name, str(made)))
+                    del latents[file.name]
                 else:
-                    latents[file.name] = made
+                    latents[file.name] = Latents(cache / file.name, made)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # what the pool's threads set is also every new thread's
     if bad:
         warn_skipped(bad)
+    _drop_others(cache)
     return latents
 
 
@@ -117,12 +127,11 @@ def _encode(
 
 
 def _drop_others(cache: Path) -> None:
-    """Remove the latents of other encoders, and say so."""
-    if cache.parent.is_dir():
-        for other in cache.parent.iterdir():
-            if other.is_dir() and other.name != cache.name:
-                print(f"latents: {other} is of another VAE and is removed")
-                shutil.rmtree(other)
+    """Remove the latents of other encoders and precisions, and say so."""
+    for other in cache.parent.iterdir():
+        if other.is_dir() and other.name != cache.name:
+            print(f"latents: {other} is of another VAE, or of another precision, and is removed")
+            shutil.rmtree(other)
 
 
 def _source(path: Path) -> np.ndarray:
@@ -137,15 +146,15 @@ def _write_cached(path: Path, source: Path, latent: LatentEpisode) -> None:
         np.savez(file, source=_source(source), **latent._asdict())
 
 
-def _read_cached(path: Path, source: Path) -> LatentEpisode | None:
-    """The cached latents, or None when there are none of this very episode."""
-    if not path.exists():
-        return None
+def _is_cached(latents: Latents, source: Path) -> bool:
+    """Whether the latents of this very episode are there, and can be read to their end."""
+    if not latents.path.exists():
+        return False
     try:
-        with np.load(path, allow_pickle=False) as npz:
+        with np.load(latents.path, allow_pickle=False) as npz:
             if not np.array_equal(npz["source"], _source(source)):
-                return None
-            return LatentEpisode(*(npz[key] for key in LatentEpisode._fields))
+                return False
+        return len(latents.read().mu) == latents.length
     except Exception as error:  # damaged bytes make the reader fail in any way there is
-        print(f"latents: {path} is damaged ({error}) and is made again")
-        return None
+        print(f"latents: {latents.path} is damaged ({error}) and is made again")
+        return False

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from data.episodes import BadEpisode, EpisodeFile, read_episode, warn_skipped
-from data.latents import LatentEpisode
+from data.latents import Latents
+from models.vae import LATENT_SIZE
 from utils.cli import UserError
 from utils.frames import SIZE
 
@@ -156,14 +157,14 @@ class WindowLoader:
 
     def __init__(
         self,
-        episodes: list[LatentEpisode],
+        episodes: list[Latents],
         batch_size: int,
         seq_len: int,
         device: torch.device,
         shuffle: bool,
     ):
         self.batch_size, self.seq_len, self.shuffle = batch_size, seq_len, shuffle
-        self.lengths = np.array([len(e.mu) for e in episodes], np.int64)
+        self.lengths = np.array([episode.length for episode in episodes], np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])[:-1]
         if not (self.lengths > seq_len).any():
             raise UserError(
@@ -171,12 +172,13 @@ class WindowLoader:
                 f"(the longest has {self.lengths.max(initial=0)} frames)"
             )
 
-        # All of a frame in one row (N, 69), so that a window is one look-up.
-        frames = [
-            np.column_stack([e.mu, e.logsigma, e.actions, e.rewards, e.terminals]) for e in episodes
-        ]
-        self.table = torch.from_numpy(np.concatenate(frames).astype(np.float32)).to(device)
-        self.sizes = [episodes[0].mu.shape[1], episodes[0].logsigma.shape[1], 3, 1, 1]
+        # All of a frame in one row (N, 69), so that a window is one look-up. Filled one episode
+        # after the other, so that a data set is in memory once.
+        self.sizes = [LATENT_SIZE, LATENT_SIZE, 3, 1, 1]
+        self.table = torch.empty(int(self.lengths.sum()), sum(self.sizes), device=device)
+        for offset, length, episode in zip(self.offsets, self.lengths, episodes, strict=True):
+            rows = np.column_stack(episode.read()).astype(np.float32)
+            self.table[offset : offset + length] = torch.from_numpy(rows)
 
     def starts(self, generator: np.random.Generator) -> np.ndarray:
         """First frame of each window of an epoch, (W,), counted through all episodes."""

@@ -14,9 +14,10 @@ from models.controller import Controller
 from models.mdrnn import HIDDEN_SIZE, MDRNN
 from models.vae import Encoder
 from utils.checkpoint import load_checkpoint, load_weights, stage_weights
-from utils.cli import UserError, gpu_is_full
+from utils.cli import OTHER_DEVICE, UserError, first_line, gpu_fails, gpu_is_full
+from utils.cores import available_cores
 from utils.learning import choose_device, fast_precision, weights_digest
-from utils.workers import WorkerPool, available_cores
+from utils.workers import WorkerPool
 
 # Rollouts in a unit of work, which a worker drives in lockstep. Large enough for batches that are
 # fast, small enough that a large population keeps all cores busy to its end. It is the most there
@@ -127,6 +128,8 @@ def setup_worker(
     except RuntimeError as error:
         if gpu_is_full(error):
             raise UserError(no_memory) from error
+        if gpu_fails(error):
+            raise UserError(f"{chosen}: {first_line(error)}; {OTHER_DEVICE}") from error
         raise
     print(f"worker {index}: {chosen}, {threads} threads", flush=True)
     underway, told = False, False
@@ -137,6 +140,7 @@ def setup_worker(
 
         def watch(ids: np.ndarray, *_) -> None:
             nonlocal underway, going
+            report()
             if not underway:
                 print(f"worker {index}: first step", flush=True)
                 underway = True

@@ -3,6 +3,8 @@
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from models.inference import inference_encoder
 from models.vae import VAE
-from utils.cli import UserError
+from utils.cli import first_line
 from utils.files import TEMPORARY
 from utils.frames import pixels_to_unit, to_64
 
@@ -43,33 +45,59 @@ def why_no_window() -> str | None:
     return None
 
 
+def window_closed() -> bool:
+    """Whether the user closed the window, or pressed Escape or Q in it, since the last call."""
+    import pygame
+
+    if not pygame.display.get_init():
+        return False
+    events = pygame.event.get((pygame.QUIT, pygame.KEYDOWN))
+    keys = (pygame.K_ESCAPE, pygame.K_q)
+    return any(event.type == pygame.QUIT or event.key in keys for event in events)
+
+
 class Video:
     """Writes an episode as mp4 or gif: the car (400, 600), beside it what V sees and keeps of it.
 
-    A context, at whose end the file takes its name; an error, or Ctrl-C, leaves nothing of it. A
-    gif has every second frame, at half size.
+    A context, at whose end the file takes its name; an error, or Ctrl-C, leaves nothing of it. What
+    keeps it from being made is said on a line, and costs the video alone. A gif has every second
+    frame, at half size.
     """
 
     def __init__(self, path: Path, vae: VAE):
+        self.path, self.failed = path, False
+        self.unfinished = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")
+        with self.trying():
+            self._open(vae)
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """A block that makes a part of the video; nothing is to be tried once it `failed`."""
+        try:
+            yield
+        except Exception as error:  # of the file system, the encoder, or what draws
+            self.failed = True
+            print(
+                f"video: {self.path} cannot be made ({first_line(error)}); driving goes on",
+                file=sys.stderr,
+            )
+
+    def _open(self, vae: VAE) -> None:
         import imageio.v2 as imageio
 
-        self.path, self.decoder = path, vae.decoder.eval()
+        self.decoder = vae.decoder.eval()
         self.encoder = inference_encoder(vae.encoder, torch.device("cpu"), torch.float32)
-        self.gif = path.suffix == ".gif"
-        self.unfinished = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")
+        self.gif = self.path.suffix == ".gif"
         self.frames = 0
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.unfinished.touch()  # ffmpeg opens it too late to be asked why it cannot
-            if self.gif:
-                duration = 2 * 1000 / FRAMES_PER_SECOND  # milliseconds
-                self.writer = imageio.get_writer(self.unfinished, duration=duration, loop=0)
-            else:
-                self.writer = imageio.get_writer(
-                    self.unfinished, fps=FRAMES_PER_SECOND, macro_block_size=2
-                )
-        except OSError as error:
-            raise UserError(f"--video {path} cannot be written: {error}") from None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.unfinished.touch()  # ffmpeg opens it too late to be asked why it cannot
+        if self.gif:
+            duration = 2 * 1000 / FRAMES_PER_SECOND  # milliseconds
+            self.writer = imageio.get_writer(self.unfinished, duration=duration, loop=0)
+        else:
+            self.writer = imageio.get_writer(
+                self.unfinished, fps=FRAMES_PER_SECOND, macro_block_size=2
+            )
 
     @torch.inference_mode()
     def add(self, picture: np.ndarray, observation: np.ndarray) -> None:
@@ -91,9 +119,10 @@ class Video:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_) -> None:
-        try:
-            self.writer.close()
-            if error is None:
+        with self.trying():
+            if hasattr(self, "writer"):
+                self.writer.close()
+            if error is None and not self.failed:
                 os.replace(self.unfinished, self.path)
-        finally:
+        with suppress(OSError):  # of a folder that cannot be written to, which has been said
             self.unfinished.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from envs.parallel import load_agent, load_controller
 from envs.rollouts import AgentPolicy
 from envs.simulator import MAX_STEPS, Simulator
 from utils.cli import positive_int, run_script, script_parser, seed_int
-from utils.workers import available_cores
+from utils.cores import available_cores
 
 Way = Callable[[int, np.ndarray], np.ndarray]  # (step, frame) -> action
 

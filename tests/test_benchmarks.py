@@ -39,12 +39,14 @@ def test_a_process_that_fails_ends_the_measurement():
         rate_in_processes(2, os.abort)  # which takes no arguments
 
 
-def test_a_root_of_links_is_made_once(monkeypatch, own_folder):
+def test_a_root_of_copies_is_made_once(monkeypatch, own_folder):
     """Two stages of the benchmarks ask for the same many episodes."""
     played = write_dataset(own_folder / "played", [40, 50])
     monkeypatch.setattr(setting, "dataset", lambda: played)
     first = setting.many_episodes(5)
+    made = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     assert setting.many_episodes(5) == first
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == made
     assert [file.length for file in list_episodes(first)] == [40, 50, 40, 50, 40]
 
 

@@ -23,8 +23,8 @@ from models.agent import DEFAULT, Driving
 from models.controller import PARAMETERS, Controller
 from models.vae import VAE
 from utils.cli import UserError
+from utils.cores import available_cores
 from utils.learning import fast_precision
-from utils.workers import available_cores
 
 CPU = torch.device("cpu")
 

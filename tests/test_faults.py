@@ -393,7 +393,7 @@ def freeze():
 
 @pytest.mark.parametrize(
     "command",
-    [VAE_RUN, RNN_RUN, CTRL_RUN, [*TEST_RUN, "--no-render"], [*TEST_RUN, "--video", "exp/a.mp4"]],
+    [VAE_RUN, RNN_RUN, CTRL_RUN, [*TEST_RUN, "--no-render"]],
     ids=lambda command: command[0],
 )
 def test_a_read_only_logdir_is_one_line(command, freeze, tmp_path):
@@ -406,6 +406,15 @@ def test_a_read_only_logdir_is_one_line(command, freeze, tmp_path):
     assert len(lines) == 1 and "exp" in lines[0], lines
     assert re.search("Read-only|Permission", lines[0])
     assert snapshot(tmp_path) == before
+
+
+def test_a_video_in_a_read_only_logdir_costs_no_score(freeze, tmp_path):
+    freeze(make_experiment(tmp_path / "exp"))
+    command = [*TEST_RUN, "--video", "exp/a.mp4"]
+    done = run_script(*command, cwd=tmp_path, env=os.environ | NOBODY)
+    assert done.returncode == 0 and "over 1 episodes" in done.stdout
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and re.search("exp/a.mp4.*(Read-only|Permission)", lines[0]), lines
 
 
 def test_a_read_only_rootdir_is_one_line(freeze, tmp_path):

@@ -1,6 +1,7 @@
 """What only a GPU can show; left out where there is none."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,7 +93,9 @@ def train_v(dataset) -> list[float]:
     how = (GPU, torch.float32)
     losses = []
     for epoch in (1, 2):
-        means = trainvae.run_epoch(model, loader, seed_epoch(0, epoch), *how, "train", optimizer)
+        means = trainvae.run_epoch(
+            model, loader, seed_epoch("V's epoch", 0, epoch), *how, "train", optimizer
+        )
         losses.append(means["loss"])
     return losses
 
@@ -109,13 +112,14 @@ def train_m(_) -> list[float]:
         )
         for _ in range(9)
     ]
-    loader = WindowLoader(episodes, 16, 32, GPU, shuffle=True)
+    kept = [SimpleNamespace(length=len(e.mu), read=lambda e=e: e) for e in episodes]
+    loader = WindowLoader(kept, 16, 32, GPU, shuffle=True)
     torch.manual_seed(0)
     model = MDRNN().to(GPU)
     optimizer = trainmdrnn.make_optimizer(model)
     losses = []
     for epoch in (1, 2):
-        how = (seed_epoch(0, epoch), torch.float32, True, "train", optimizer)
+        how = (seed_epoch("M's epoch", 0, epoch), torch.float32, True, "train", optimizer)
         losses.append(trainmdrnn.run_epoch(model, loader, *how)["loss"])
     return losses
 
@@ -145,9 +149,10 @@ def test_a_training_goes_on_on_another_device(make, make_optimizer, first, secon
 
     model, *others = trainer(first)
     step(model, others[0])
-    save_epoch(tmp_path, 1, 0.5, model, *others, {"seed": 0})
+    about = {"to train on": "3 episodes", "held out": "1 episodes"}
+    save_epoch(tmp_path, 1, 0.5, model, *others, {"seed": 0}, about)
     again, *its_others = trainer(second)
-    assert resume_epochs(tmp_path, again, *its_others, {"seed": 0}) == 1
+    assert resume_epochs(tmp_path, again, *its_others, {"seed": 0}, about) == (1, False)
     step(model, others[0])
     step(again, its_others[0])
     for got, want in zip(again.parameters(), model.parameters(), strict=True):

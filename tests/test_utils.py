@@ -111,14 +111,14 @@ def test_early_stopping_counts_epochs_without_improvement():
 def test_an_epoch_is_random_by_seed_and_number_alone():
     draws = {}
     for seed, epoch in ((1, 1), (1, 2), (2, 1), (1, 1)):
-        generator = seed_epoch(seed, epoch)
+        generator = seed_epoch("V's epoch", seed, epoch)
         draw = (generator.integers(2**40), torch.rand(1).item())
         assert draws.setdefault((seed, epoch), draw) == draw
     assert len(set(draws.values())) == 3
 
 
 def test_evolution_maximises():
-    evolution = Evolution(10, sigma=0.3, population=12, seed=0)
+    evolution = Evolution(np.zeros(10), sigma=0.3, population=12, seed=0)
     for generation in range(120):
         candidates = evolution.ask(generation)
         evolution.tell(-np.square(candidates - 2).sum(1))
@@ -127,7 +127,7 @@ def test_evolution_maximises():
 
 @pytest.mark.parametrize("size", [99, 867])
 def test_evolution_goes_on_with_the_smallest_population(size):
-    evolution = Evolution(size, 0.1, population=3, seed=0)
+    evolution = Evolution(np.zeros(size), 0.1, population=3, seed=0)
     for generation in range(1, 5):
         candidates = evolution.ask(generation)
         assert candidates.shape == (3, size)
@@ -140,13 +140,13 @@ def test_evolution_goes_on_bit_for_bit_from_its_stored_state(diagonal, size, pop
     def fitness(x):
         return -np.abs(x - np.arange(size)).sum(1)
 
-    whole = Evolution(size, 0.2, population, seed=4, diagonal=diagonal)
+    whole = Evolution(np.zeros(size), 0.2, population, seed=4, diagonal=diagonal)
     for generation in range(1, 31):
         candidates = whole.ask(generation)
         whole.tell(fitness(candidates))
         if generation == 11:
             save_checkpoint(tmp_path / "c.tar", whole.state_dict())
-    resumed = Evolution(size, 0.2, population, seed=4, diagonal=diagonal)
+    resumed = Evolution(np.zeros(size), 0.2, population, seed=4, diagonal=diagonal)
     resumed.load_state_dict(load_checkpoint(tmp_path / "c.tar"))
     for generation in range(12, 31):
         candidates = resumed.ask(generation)
@@ -160,7 +160,7 @@ def test_the_diagonal_strategy_learns_scales_and_no_correlations():
     weights = np.logspace(0, 4, 30)
     reached = {}
     for diagonal in (False, True):
-        evolution = Evolution(30, 0.3, 12, seed=0, diagonal=diagonal)
+        evolution = Evolution(np.zeros(30), 0.3, 12, seed=0, diagonal=diagonal)
         for generation in range(300):
             candidates = evolution.ask(generation)
             evolution.tell(-(weights * np.square(candidates - 1)).sum(1))
@@ -181,7 +181,7 @@ def test_refined_evolution_goes_on_from_its_mean_in_the_coordinates_it_is_given(
 
     reached = {}
     for refined in (False, True):
-        evolution = Evolution(30, 0.3, 12, seed=0)
+        evolution = Evolution(np.zeros(30), 0.3, 12, seed=0)
         for generation in range(1, 201):
             if generation == 21 and refined:
                 before = evolution.mean
@@ -198,7 +198,7 @@ def test_refined_evolution_goes_on_from_its_mean_in_the_coordinates_it_is_given(
 
 def test_refined_evolution_goes_on_bit_for_bit_from_its_stored_state(tmp_path):
     basis = np.random.default_rng(2).standard_normal((20, 20)) + 5 * np.eye(20)
-    whole, resumed = (Evolution(20, 0.2, 8, seed=4) for _ in range(2))
+    whole, resumed = (Evolution(np.zeros(20), 0.2, 8, seed=4) for _ in range(2))
     for generation in range(1, 21):
         if generation == 6:
             whole.refine(basis, 0.1)
@@ -265,8 +265,8 @@ def setup(index):
 if __name__ == "__main__":
     with WorkerPool(2, setup, (), Path("logs")) as pool:
         for _ in range(20):  # through the imports of the workers, a second or two
-            for process, _ in pool._workers:
-                os.kill(process.pid, signal.SIGINT)
+            for worker in pool._workers:
+                os.kill(worker.process.pid, signal.SIGINT)
             time.sleep(0.1)
         print(dict(pool.run([1, 2])))
 """
@@ -301,8 +301,8 @@ def test_pool_gives_up_with_the_workers_own_traceback(tmp_path):
         pytest.raises(WorkerError, match=r"(?s)Traceback.*never any good"),
     ):
         list(pool.run([("raises", 1)]))
-    for process, _ in pool._workers:
-        assert not process.is_alive()
+    for worker in pool._workers:
+        assert not worker.process.is_alive()
 
 
 def test_kills_in_a_row_are_borne_longer_than_errors(tmp_path, monkeypatch):
@@ -336,8 +336,8 @@ def test_pool_gives_up_when_workers_cannot_start(tmp_path):
 def test_closing_a_pool_ends_workers_in_the_middle_of_a_unit(tmp_path):
     start = time.monotonic()
     with WorkerPool(1, setup_squares, (tmp_path,), tmp_path / "logs") as pool:
-        processes = [process for process, _ in pool._workers]
-        pool._workers[0][1].send(("slow", 1))
+        processes = [worker.process for worker in pool._workers]
+        pool._workers[0].take((1, 0), ("slow", 1))
         time.sleep(0.5)
     assert time.monotonic() - start < 30
     assert not any(process.is_alive() for process in processes)

@@ -4,7 +4,9 @@ A stage's folder, `logdir/<stage>`, holds `checkpoint.tar`, the latest state, fr
 training goes on, and `best.tar`, the best model so far, which the next stage reads.
 """
 
+import copy
 import time
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.cli import UserError
+from utils.cli import UserError, first_line
 from utils.files import atomic_write
 from utils.learning import EarlyStopping
 
@@ -55,17 +57,12 @@ def load_checkpoint(path: Path) -> dict:
         ) from None
     except Exception as error:  # damaged bytes make the reader fail in any way there is
         raise UserError(
-            f"{path} is damaged or not a checkpoint ({_first_line(error)}); "
+            f"{path} is damaged or not a checkpoint ({first_line(error)}); "
             "put back a good copy or train again with --noreload"
         ) from None
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, not a checkpoint")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
 
 
 def load_weights(module: nn.Module, path: Path, part: str = "") -> dict:
@@ -119,11 +116,13 @@ def save_epoch(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     stopping: EarlyStopping,
     options: dict,
+    about: dict[str, str],
 ) -> None:
     """The end of an epoch of V or M: `checkpoint.tar`, and `best.tar` if `loss` is the best.
 
     `best.tar` comes first: a process that is killed between the two does this epoch again
-    and writes the same.
+    and writes the same. `about` has what a reader should know: the episodes "to train on" and
+    "held out", and what "heads" were trained.
     """
     state = {
         "epoch": epoch,
@@ -133,6 +132,7 @@ def save_epoch(
         "scheduler": scheduler.state_dict(),
         "earlystopping": stopping.state_dict(),
         "options": options,
+        "about": about,
     }
     if stopping.bad_epochs == 0:
         save_checkpoint(folder / "best.tar", state)
@@ -146,22 +146,24 @@ def resume_epochs(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     stopping: EarlyStopping,
     options: dict,
-) -> int:
-    """Load the latest state of V or M, and return the epochs that are done; says what was found.
+    about: dict[str, str],
+) -> tuple[int, bool]:
+    """Load the latest state of V or M; says what was found.
 
-    Where there is only a `best.tar`, or a checkpoint of another program with the same tensor
-    names, its weights, epoch and loss are taken and the optimizer starts anew. Raises
-    UserError when `options` contradict those of the stored training.
+    Returns the epochs that are done, and whether the loss to beat was measured on other held-out
+    episodes than those of `about`: then `measure_best` has to follow. Where there is only a
+    `best.tar`, or a checkpoint of another program with the same tensor names, its weights and epoch
+    are taken and the optimizer starts anew. Raises UserError when `options` contradict those of the
+    stored training.
     """
     path = next((p for p in (folder / "checkpoint.tar", folder / "best.tar") if p.exists()), None)
     if path is None:
-        return 0
+        return 0, False
     state = load_weights(model, path)
-    epoch, loss = int(state.get("epoch", 0)), float(state.get("precision", float("inf")))
+    epoch = int(state.get("epoch", 0))
     if "options" not in state:
-        stopping.best = loss
-        print(f"{path}: weights of epoch {epoch}, test loss {loss:.4f}; the optimizer starts anew")
-        return epoch
+        print(f"{path}: weights of epoch {epoch}; the optimizer starts anew")
+        return epoch, True
     check_options(path, state["options"], options)
     for stored_group, group in zip(
         state["optimizer"]["param_groups"], optimizer.param_groups, strict=True
@@ -171,7 +173,35 @@ def resume_epochs(
     scheduler.load_state_dict(state["scheduler"])
     stopping.load_state_dict(state["earlystopping"])
     print(f"{path}: continuing after epoch {epoch}; best test loss {stopping.best:.4f}")
-    return epoch
+    before = state.get("about", {})  # of an earlier version, which held out others: nothing
+    for part in ("to train on", "held out"):
+        was, now = before.get(part, "others"), about[part]
+        if was != now:
+            print(f"{path}: the episodes {part} were {was}, and are {now}")
+    return epoch, before.get("held out") != about["held out"]
+
+
+def measure_best(
+    folder: Path,
+    model: nn.Module,
+    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
+    stopping: EarlyStopping,
+    test: Callable[[], float],
+) -> None:
+    """Make the loss to beat that of `best.tar` on the episodes that are held out now.
+
+    `test` measures that of the model. A loss that was measured elsewhere could never be beaten, or
+    by a worse model.
+    """
+    path, best = folder / "best.tar", float("inf")
+    if path.exists():
+        latest = copy.deepcopy(model.state_dict())
+        load_weights(model, path)
+        best = test()
+        model.load_state_dict(latest)
+        print(f"{path}: test loss {best:.4f} on the episodes that are held out here")
+    stopping.best, stopping.bad_epochs = best, 0
+    scheduler.best, scheduler.num_bad_epochs = best, 0
 
 
 def check_options(path: Path, stored: dict, asked: dict) -> None:

@@ -3,7 +3,8 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from utils.workers import Refused, WorkerError
@@ -33,12 +34,17 @@ def run_script(main: Callable[[], None]) -> None:
         )
         sys.exit(2)
     except RuntimeError as error:
-        if not gpu_is_full(error):
+        if gpu_is_full(error):
+            what = (
+                "the GPU has not enough memory; use a smaller --max-workers or --batch-size (with "
+                "--noreload) where the script has it, another GPU (--device cuda:N) or --device cpu"
+            )
+        elif gpu_fails(error):
+            what = f"{first_line(error)}; {OTHER_DEVICE}"
+        else:
             raise
         print(
-            f"{Path(sys.argv[0]).name}: error: the GPU has not enough memory; use a smaller "
-            "--max-workers or --batch-size (with --noreload) where the script has it, another GPU "
-            "(--device cuda:N) or --device cpu; what was saved before is kept",
+            f"{Path(sys.argv[0]).name}: error: {what}; what was saved before is kept",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -61,6 +67,30 @@ def gpu_is_full(error: RuntimeError) -> bool:
     # The last one is what is left when no algorithm of a convolution finds room.
     signs = ("CUDA error: out of memory", *libraries, "unable to find an engine to execute")
     return type(error).__name__ == "OutOfMemoryError" or any(s in str(error) for s in signs)
+
+
+def gpu_fails(error: Exception) -> bool:
+    """Whether CUDA, its driver or one of its libraries said what went wrong."""
+    signs = ("CUDA", "cuDNN", "CUBLAS", "NVIDIA driver", "no kernel image is available")
+    return type(error).__name__ == "AcceleratorError" or any(s in str(error) for s in signs)
+
+
+OTHER_DEVICE = "use --device cpu, another GPU (--device cuda:N) or a torch that fits this GPU"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0][:200]}" if lines else type(error).__name__
+
+
+@contextmanager
+def dispensable(what: str) -> Iterator[None]:
+    """A block for what is nice to have, which may fail for any reason: one line says so."""
+    try:
+        yield
+    except Exception as error:
+        print(f"{what} could not be made ({first_line(error)}); going on without", file=sys.stderr)
 
 
 def positive_int(text: str) -> int:

@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 import torch
 
+from utils.streams import stream
+
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -15,14 +17,17 @@ class Evolution:
     generation's number alone, so there is no state of a random number generator to keep.
     """
 
-    def __init__(self, size: int, sigma: float, population: int, seed: int, diagonal: bool = False):
+    def __init__(
+        self, start: np.ndarray, sigma: float, population: int, seed: int, diagonal: bool = False
+    ):
+        """`start` (size,) is the first mean."""
         # Not at the top, because the workers import that too, with their script, and need no cma.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of cma, about packages for plots
             import cma
 
         self.seed = seed
-        self._generator = np.random.default_rng(seed)
+        self._generator = stream("candidates", seed)
         options = {
             "popsize": population,
             "CMA_diagonal": diagonal,
@@ -30,9 +35,9 @@ class Evolution:
             "verbose": -9,
         }
         self._start = lambda mean, sigma: cma.CMAEvolutionStrategy(mean, sigma, options)
-        self._es = self._start(np.zeros(size), sigma)
+        self._es = self._start(start, sigma)
         self._basis: np.ndarray | None = None  # what is searched is y, of the vector y @ basis
-        self._asked = np.empty((0, size))  # the y of the candidates
+        self._asked = np.empty((0, len(start)))  # the y of the candidates
 
     @property
     def refined(self) -> bool:
@@ -51,7 +56,7 @@ class Evolution:
 
     def ask(self, generation: int) -> np.ndarray:
         """The candidates of a generation, (population, size) float64."""
-        self._generator = np.random.default_rng([self.seed, generation])
+        self._generator = stream("candidates", self.seed, generation)
         self._asked = np.stack(self._es.ask())
         return self._asked.copy() if self._basis is None else self._asked @ self._basis
 

@@ -1,5 +1,6 @@
 """Files that are complete or absent, and folders that one process at a time writes to."""
 
+import errno
 import fcntl
 import glob
 import os
@@ -11,6 +12,9 @@ from typing import BinaryIO
 from utils.cli import UserError
 
 TEMPORARY = ".tmp"
+
+# What a file system answers that cannot do what it is asked for.
+NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -31,18 +35,29 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
             yield file
             if durable:
                 file.flush()
-                os.fsync(file.fileno())
+                _sync(file)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)  # a write or a sync does not know it
         raise
+
+
+def _sync(file: BinaryIO) -> None:
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:  # of file systems that have none, which is no failure
+            raise
 
 
 @contextmanager
 def exclusive(folder: Path, what: str) -> Iterator[None]:
     """Let one process at a time do `what` in `folder`; the second one gets a UserError.
 
-    The lock is the kernel's: it ends with the process, however that ended.
+    The lock is the kernel's: it ends with the process, however that ended. Where the file system
+    has none (NFS, Lustre and FUSE, as they may be mounted), a line says so.
     """
     path = folder / f".{what}.lock"
     try:
@@ -58,4 +73,11 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
                 f"{folder}: another process is running the stage {what} there; "
                 "wait for its end, or use another folder"
             ) from None
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise UserError(f"{path} cannot be locked: {error.strerror}") from None
+            print(
+                f"{folder}: its file system has no locks ({error.strerror}), so nothing here keeps "
+                f"another process from running the stage {what} there: see to it that none does"
+            )
         yield

@@ -1,5 +1,6 @@
 """Devices, precision, seeds and early stopping: what the training scripts share."""
 
+import functools
 import hashlib
 import math
 import os
@@ -8,36 +9,66 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.cli import UserError
+from utils.cli import OTHER_DEVICE, UserError, first_line, gpu_is_full
+from utils.cores import available_cores
+from utils.streams import stream
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for `--device NAME`; `auto` takes a GPU where there is one.
+    """The device for `--device NAME`; `auto` takes a GPU where there is one that works.
 
-    Raises UserError for a device that does not exist.
+    Raises UserError for a device that does not exist or does not work.
     """
     if name == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    else:
-        try:
-            device = torch.device(name)
-        except RuntimeError:
-            raise UserError(f"--device {name}: no such device; use auto, cpu or cuda:N") from None
-        if device.type not in ("cpu", "cuda"):
-            raise UserError(f"--device {name}: not supported; use auto, cpu or cuda:N")
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(
-                f"--device {name}: {torch.cuda.device_count()} GPUs are visible here "
-                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}); "
-                "use --device cpu or change CUDA_VISIBLE_DEVICES"
-            )
-        # GPUs are counted by another library than the one that computes.
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(
-                f"--device {name}: there is a GPU, but this torch ({torch.__version__}) cannot use "
-                "its driver; use --device cpu, update the driver or install another torch"
-            )
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        why = why_no_gpu(torch.device("cuda"))
+        if why is None:
+            return torch.device("cuda")
+        print(f"device: the CPU, for the GPU cannot be used ({why})")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; use auto, cpu or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: not supported; use auto, cpu or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: {torch.cuda.device_count()} GPUs are visible here "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}); "
+            "use --device cpu or change CUDA_VISIBLE_DEVICES"
+        )
+    # GPUs are counted by another library than the one that computes.
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"--device {name}: there is a GPU, but this torch ({torch.__version__}) cannot use "
+            "its driver; use --device cpu, update the driver or install another torch"
+        )
+    why = why_no_gpu(device) if device.type == "cuda" else None
+    if why is not None:
+        raise UserError(f"--device {name}: {why}; {OTHER_DEVICE}")
     return device
+
+
+@functools.cache
+def why_no_gpu(device: torch.device) -> str | None:
+    """What CUDA says at the first use of a GPU, or None where it computes.
+
+    A GPU can be there, and lack kernels in this torch, be broken, or be held by others. One that is
+    only full works: that is for the one to mend who filled it.
+    """
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        if not gpu_is_full(error):
+            return first_line(error)
+    return None
+
+
+def use_available_cores() -> None:
+    """Let torch compute on no more threads than there are cores: it does not know of quotas."""
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
 
 def fast_precision(device: torch.device) -> torch.dtype:
@@ -73,13 +104,13 @@ def require_finite(loss: float, label: str, advice: str) -> None:
         raise UserError(f"the loss became {loss} in {label}; the state before it is kept. {advice}")
 
 
-def seed_epoch(seed: int, epoch: int) -> np.random.Generator:
+def seed_epoch(purpose: str, seed: int, epoch: int) -> np.random.Generator:
     """Seed torch for one epoch and return a NumPy generator for its data order.
 
-    All that is random in an epoch depends on (seed, epoch) alone, so a training that is
-    resumed at an epoch's start goes on exactly as the one that was never interrupted.
+    All that is random in an epoch depends on these alone, so a training that is resumed at an
+    epoch's start goes on exactly as the one that was never interrupted.
     """
-    generator = np.random.default_rng([seed, epoch])
+    generator = stream(purpose, seed, epoch)
     torch.manual_seed(int(generator.integers(2**63)))
     return generator
 

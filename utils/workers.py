@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,12 @@ from typing import Any
 MAX_ERRORS = 3
 MAX_KILLS = 20
 
+# Seconds without a sign of life after which a worker is taken for stuck: stopped, or hanging in a
+# driver. A worker that drives on the slowest machine gives one each minute, and needs less than
+# three to begin.
+STUCK_AFTER = 600
+SIGN_EVERY = 5  # seconds between signs of life, at least
+
 
 class WorkerError(Exception):
     """The workers failed again and again; the message holds the last one's own traceback."""
@@ -36,26 +43,65 @@ class Refused(Exception):
 
 
 # setup(worker's index, *arguments) -> work(unit, report) -> result
-Work = Callable[[Any, Callable[[Any], None]], Any]
+Work = Callable[[Any, Callable[..., None]], Any]
+
+
+class _Worker:
+    """A process, the pipe to it, and what it is busy with."""
+
+    def __init__(self, process: mp.Process, connection: Connection):
+        self.process, self.connection = process, connection
+        self.task: tuple[int, int] | None = None  # (run, unit)
+        self.sender: threading.Thread | None = None
+        self.silent = 0.0  # seconds since its last message, while it was busy
+
+    def take(self, task: tuple[int, int], unit: Any) -> None:
+        """Give it a unit. In a thread: a worker that is stopped leaves what it is sent unread."""
+
+        def send() -> None:
+            with suppress(OSError):  # of a worker that is dead: its silence tells
+                self.connection.send((task, unit))
+
+        self.task, self.silent = task, 0.0
+        self.sender = threading.Thread(target=send, daemon=True)
+        self.sender.start()
+
+    def end(self) -> None:
+        """Kill the process, which may be stopped, and wait for its end."""
+        self.process.kill()
+        self.process.join()
+        if self.sender is not None:
+            self.sender.join()
+        self.connection.close()
 
 
 class WorkerPool:
     """`count` processes, each of which calls `setup(index, *arguments)` once and then works.
 
     `setup` is a function of a module (it travels by name). It returns `work(unit, report)`,
-    which returns the unit's result and may call `report(news)` on the way. What a worker
-    prints goes to `log_dir/worker_<index>.log`. A context manager: at its end all workers
-    are gone.
+    which returns the unit's result and may call `report(news)` on the way. It calls `report()`, as
+    a sign of life, more often than every `stuck_after` seconds, else it is killed and its unit done
+    again by another worker. What a worker prints goes to `log_dir/worker_<index>.log`. A context
+    manager: at its end all workers are gone.
     """
 
-    def __init__(self, count: int, setup: Callable[..., Work], arguments: tuple, log_dir: Path):
+    def __init__(
+        self,
+        count: int,
+        setup: Callable[..., Work],
+        arguments: tuple,
+        log_dir: Path,
+        stuck_after: float = STUCK_AFTER,
+    ):
         log_dir.mkdir(parents=True, exist_ok=True)
+        self._stuck_after = stuck_after
+        self._runs = 0
         self._context = mp.get_context("spawn")  # fork would copy torch's and CUDA's state
         self._setup, self._arguments, self._log_dir = setup, arguments, log_dir
         self._reported = False
         self._workers = [self._start(index) for index in range(count)]
 
-    def _start(self, index: int) -> tuple[mp.Process, Connection]:
+    def _start(self, index: int) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_work_until_closed,
@@ -72,7 +118,7 @@ class WorkerPool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()  # so that the worker's death is the end of the pipe
-        return process, ours
+        return _Worker(process, ours)
 
     def run(
         self, units: Sequence[Any], news: Callable[[Any], None] | None = None
@@ -84,65 +130,90 @@ class WorkerPool:
         the terminal. Raises WorkerError after MAX_ERRORS errors or MAX_KILLS kills without a
         result, and Refused when a worker does.
         """
+        self._runs += 1
+        run = self._runs
         waiting = deque(range(len(units)))
-        busy: dict[int, int] = {}  # worker -> unit
         errors = kills = 0
         missing = len(units)
         while missing:
-            for index, (_, connection) in enumerate(self._workers):
-                if index not in busy and waiting:
+            for worker in self._workers:
+                if worker.task is None and waiting:
                     unit = waiting.popleft()
-                    with suppress(OSError):  # of a worker that is dead: found out below
-                        connection.send(units[unit])
-                    busy[index] = unit
-            ready = wait([self._workers[index][1] for index in busy])
-            for index in [i for i in busy if self._workers[i][1] in ready]:
-                process, connection = self._workers[index]
-                try:
-                    kind, content = connection.recv()
-                except (EOFError, OSError):
-                    process.join()
-                    kind = "kill" if process.exitcode < 0 else "error"
-                    content = f"worker {index} {_cause(process.exitcode)}"
-                if kind == "news":
-                    if news is not None:
-                        news(content)
-                elif kind == "result":
-                    errors = kills = 0
-                    missing -= 1
-                    yield busy.pop(index), content
-                elif kind == "refused":
-                    raise Refused(content)
-                else:
-                    waiting.appendleft(busy.pop(index))
+                    worker.take((run, unit), units[unit])
+            for index, kind, task, content in self._messages():
+                if kind in ("error", "kill"):
                     errors += kind == "error"
                     kills += kind == "kill"
-                    log = self._log_dir / f"worker_{index}.log"
-                    if errors >= MAX_ERRORS or kills >= MAX_KILLS:
-                        raise WorkerError(
-                            f"{errors + kills} workers failed in a row without finishing anything; "
-                            f"the last error (more in {log}):\n{content}"
-                        )
-                    if not self._reported:  # the first error in full, the others in a line
-                        self._reported = True
-                        print(content.strip(), file=sys.stderr)
-                    print(
-                        f"worker {index} failed, its work is done again by a fresh one "
-                        f"({content.strip().splitlines()[-1]}; see {log})",
-                        file=sys.stderr,
-                    )
-                    process.kill()
-                    process.join()
-                    connection.close()
-                    self._workers[index] = self._start(index)
+                    self._replace(index, content, errors, kills)
+                    if task[0] == run:
+                        waiting.appendleft(task[1])
+                elif kind == "refused":
+                    raise Refused(content)
+                elif task[0] != run:  # of a run that was left early
+                    continue
+                elif kind == "news":
+                    if news is not None:
+                        news(content)
+                else:
+                    errors = kills = 0
+                    missing -= 1
+                    yield task[1], content
+
+    def _messages(self) -> Iterator[tuple[int, str, tuple[int, int], Any]]:
+        """What busy workers say next: (worker, kind, task, content); waits for something.
+
+        A dead worker says "kill" or "error", and so does one that is stuck, once it is killed.
+        """
+        busy = {worker.connection: i for i, worker in enumerate(self._workers) if worker.task}
+        start = time.monotonic()
+        ready = wait(list(busy), timeout=min(1.0, self._stuck_after / 4))
+        # Not by the clock alone, which runs on while this process itself is stopped.
+        waited = min(time.monotonic() - start, 2.0)
+        for connection, index in busy.items():
+            worker = self._workers[index]
+            worker.silent += waited
+            if connection in ready:
+                worker.silent = 0.0
+                try:
+                    kind, task, content = connection.recv()
+                except (EOFError, OSError):
+                    worker.process.join()
+                    code = worker.process.exitcode
+                    kind, task = "kill" if code < 0 else "error", worker.task
+                    content = f"worker {index} {_cause(code)}"
+                if kind == "result":
+                    worker.task = None
+                if kind != "life":
+                    yield index, kind, task or worker.task, content
+            elif worker.silent > self._stuck_after:
+                content = f"worker {index} gave no sign of life for {self._stuck_after:.0f} s"
+                yield index, "kill", worker.task, content
+
+    def _replace(self, index: int, content: str, errors: int, kills: int) -> None:
+        """Put a fresh worker in the place of one that failed; says so, or raises WorkerError."""
+        log = self._log_dir / f"worker_{index}.log"
+        if errors >= MAX_ERRORS or kills >= MAX_KILLS:
+            raise WorkerError(
+                f"{errors + kills} workers failed in a row without finishing anything; "
+                f"the last error (more in {log}):\n{content}"
+            )
+        if not self._reported:  # the first error in full, the others in a line
+            self._reported = True
+            print(content.strip(), file=sys.stderr)
+        print(
+            f"worker {index} failed, its work is done again by a fresh one "
+            f"({content.strip().splitlines()[-1]}; see {log})",
+            file=sys.stderr,
+        )
+        self._workers[index].end()
+        self._workers[index] = self._start(index)
 
     def close(self) -> None:
         """End all workers at once, whatever they are doing."""
-        for process, connection in self._workers:
-            process.kill()
-            connection.close()
-        for process, _ in self._workers:
-            process.join()
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.end()
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -169,28 +240,33 @@ def _work_until_closed(
     os.dup2(log, 2)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
+        task, last_sign = None, 0.0
+
+        def report(content: Any = None) -> None:
+            """Send news, or without any a sign of life."""
+            nonlocal last_sign
+            if content is not None:
+                connection.send(("news", task, content))
+            elif time.monotonic() - last_sign > SIGN_EVERY:
+                connection.send(("life", task, None))
+                last_sign = time.monotonic()
+
         work = setup(index, *arguments)
         while True:
             try:
-                unit = connection.recv()
+                task, unit = connection.recv()
             except EOFError:
                 return  # the parent has closed the pipe: there is no more work
-            result = work(unit, lambda content: connection.send(("news", content)))
-            connection.send(("result", result))
+            connection.send(("result", task, work(unit, report)))
     except Refused as error:
         print(f"refused: {error}", flush=True)
-        connection.send(("refused", str(error)))
+        connection.send(("refused", None, str(error)))
     except BaseException:
         traceback.print_exc()
-        connection.send(("error", traceback.format_exc()))
+        connection.send(("error", None, traceback.format_exc()))
 
 
 def _die_with_parent() -> None:
     """End this process as soon as its parent is gone, even in the middle of a unit."""
     wait([mp.parent_process().sentinel])
     os._exit(1)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
