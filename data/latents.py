@@ -108,7 +108,8 @@ def encode_episodes(
         torch.set_num_threads(threads)  # what the pool's threads set is also every new thread's
     if bad:
         warn_skipped(bad)
-    _drop_others(cache)
+    if latents:
+        _drop_others(cache)
     return latents
 
 

@@ -65,7 +65,7 @@ class Video:
     """
 
     def __init__(self, path: Path, vae: VAE):
-        self.path, self.failed = path, False
+        self.path, self.failed, self.writer = path, False, None
         self.unfinished = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY}{path.suffix}")
         with self.trying():
             self._open(vae)
@@ -120,7 +120,7 @@ class Video:
 
     def __exit__(self, error: type[BaseException] | None, *_) -> None:
         with self.trying():
-            if hasattr(self, "writer"):
+            if self.writer is not None:
                 self.writer.close()
             if error is None and not self.failed:
                 os.replace(self.unfinished, self.path)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -222,19 +223,29 @@ def test_a_file_system_without_sync_is_written_to(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == b"here"
 
 
-def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def read_events(folder: Path) -> Iterator:
     from tensorboardX.proto.event_pb2 import Event
 
-    curves = {}
-    for path in sorted(folder.glob("events*")):
+    for path in sorted(folder.glob("events*"), key=lambda path: path.name.split(".")[-1]):
         data, at = path.read_bytes(), 0
         while at < len(data):
             size = int.from_bytes(data[at : at + 8], "little")
             event = Event.FromString(data[at + 12 : at + 12 + size])
             at += 16 + size
-            for value in event.summary.value:
-                curves.setdefault(value.tag, []).append((event.step, value.simple_value))
+            yield event
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    curves = {}
+    for event in read_events(folder):
+        for value in event.summary.value:
+            curves.setdefault(value.tag, []).append((event.step, value.simple_value))
     return curves
+
+
+def read_starts(folder: Path) -> list[int]:
+    """From which steps on a file hides what earlier ones have."""
+    return [event.step for event in read_events(folder) if event.session_log.status == 1]
 
 
 def test_a_failed_write_of_a_curve_costs_that_curve_alone(tmp_path, capsys):
@@ -255,6 +266,17 @@ def test_a_failed_write_of_a_curve_costs_that_curve_alone(tmp_path, capsys):
     curves.add_picture("grid", torch.rand(3, 8, 8), 30)
     curves.close()
     assert read_curves(tmp_path / "tensorboard")["loss"] == [(1, 3.0), (30, 1.0)]
+    assert read_starts(tmp_path / "tensorboard") == [1, 2]  # hides nothing of this training
+
+
+def test_curves_that_are_done_again_hide_those_of_a_killed_training(tmp_path):
+    (tmp_path / "tensorboard").touch()  # no folder can be made there, at first
+    curves = Curves(tmp_path / "tensorboard", 7)
+    curves.add({"loss": 3.0}, 7)
+    (tmp_path / "tensorboard").unlink()
+    curves.add({"loss": 2.0}, 8)
+    curves.close()
+    assert read_starts(tmp_path / "tensorboard") == [7]
 
 
 @pytest.mark.parametrize("what", ["tensorboard", "samples"])

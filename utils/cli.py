@@ -81,7 +81,7 @@ OTHER_DEVICE = "use --device cpu, another GPU (--device cuda:N) or a torch that 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0][:200]}" if lines else type(error).__name__
+    return lines[0][:200] if lines else type(error).__name__
 
 
 @contextmanager

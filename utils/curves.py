@@ -11,6 +11,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 
+from utils.cli import first_line
+
 
 class Curves:
     """Event files in `folder`, from whose earlier ones all from `first_step` on is hidden.
@@ -41,11 +43,12 @@ class Curves:
             for each in summaries:
                 self._file.write_event(Event(step=step, wall_time=time.time(), summary=each))
             self._file.flush()
+            self.first_step = step + 1  # a new file leaves all that is written as it is
         except Exception as error:  # of the file system, or of whatever tensorboardX does there
             if not self._told:
                 print(
-                    f"{self.folder}: curves cannot be written ({error}); going on without those "
-                    "of this time",
+                    f"{self.folder}: curves cannot be written ({first_line(error)}); going on "
+                    "without those of this time",
                     file=sys.stderr,
                 )
                 self._told = True
@@ -56,9 +59,8 @@ class Curves:
         self._files += 1
         # tensorboardX names files by seconds, and overwrites one that is there.
         file = EventsWriter(str(self.folder / "events"), f".{os.getpid()}.{self._files}")
-        if self._files == 1:
-            start = SessionLog(status=SessionLog.START)
-            file.write_event(Event(step=self.first_step, wall_time=time.time(), session_log=start))
+        start = SessionLog(status=SessionLog.START)
+        file.write_event(Event(step=self.first_step, wall_time=time.time(), session_log=start))
         return file
 
     def close(self) -> None:

@@ -25,10 +25,9 @@ MAX_ERRORS = 3
 MAX_KILLS = 20
 
 # Seconds without a sign of life after which a worker is taken for stuck: stopped, or hanging in a
-# driver. A worker that drives on the slowest machine gives one each minute, and needs less than
-# three to begin.
+# driver. A step of 64 cars, after which one is given, takes a second where Gymnasium draws them.
 STUCK_AFTER = 600
-SIGN_EVERY = 5  # seconds between signs of life, at least
+SIGN_EVERY = 5  # seconds from one that is sent to the next, at least
 
 
 class WorkerError(Exception):
@@ -162,7 +161,7 @@ class WorkerPool:
     def _messages(self) -> Iterator[tuple[int, str, tuple[int, int], Any]]:
         """What busy workers say next: (worker, kind, task, content); waits for something.
 
-        A dead worker says "kill" or "error", and so does one that is stuck, once it is killed.
+        A dead worker says "kill" or "error", and one that is stuck "kill": both are to be replaced.
         """
         busy = {worker.connection: i for i, worker in enumerate(self._workers) if worker.task}
         start = time.monotonic()
