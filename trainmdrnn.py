@@ -53,6 +53,7 @@ from utils.learning import (
     use_available_cores,
     weights_digest,
 )
+from utils.spinning import share_cores
 
 
 def parse_arguments() -> Namespace:
@@ -168,6 +169,7 @@ def train(args: Namespace) -> None:
     """All epochs, from the latest one that is stored."""
     vae_path = stage_weights(args.logdir, "vae", "python trainvae.py")
     use_available_cores()
+    share_cores()
     device = choose_device(args.device)
     precision = training_precision(device)
     print(describe(device, precision))

@@ -44,6 +44,7 @@ from utils.learning import (
     training_precision,
     use_available_cores,
 )
+from utils.spinning import share_cores
 
 
 def parse_arguments() -> Namespace:
@@ -165,6 +166,7 @@ def write_pictures(
 def train(args: Namespace) -> None:
     """All epochs, from the latest one that is stored."""
     use_available_cores()
+    share_cores()
     device = choose_device(args.device)
     precision = training_precision(device)
     print(describe(device, precision))

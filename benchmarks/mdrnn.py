@@ -81,7 +81,7 @@ def measure(repeats: int) -> list[Row]:
                 encoder(pixels_to_unit(frames[part], fast))
                 for part in rows.flatten().split(at_a_time)
             ]
-            mu, logsigma = (torch.cat(outputs).float() for outputs in zip(*parts, strict=True))
+            mu, logsigma = (torch.cat(outputs) for outputs in zip(*parts, strict=True))
             z = sample_latent(mu, logsigma).view(*rows.shape, -1)
         return z.clone()  # outside of inference mode, so that training may use it
 

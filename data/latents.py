@@ -122,8 +122,8 @@ def _encode(
     parts = -(-len(episode.observations) // BATCH_SIZE[device.type, precision])
     for frames in torch.from_numpy(episode.observations).tensor_split(parts):
         mu, logsigma = encoder(pixels_to_unit(frames.to(device), precision))
-        mus.append(mu.float().cpu())
-        logsigmas.append(logsigma.float().cpu())
+        mus.append(mu.cpu())
+        logsigmas.append(logsigma.cpu())
     return LatentEpisode(torch.cat(mus).numpy(), torch.cat(logsigmas).numpy(), *episode[1:])
 
 

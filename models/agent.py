@@ -56,7 +56,7 @@ class Agent:
 
     def observe(self, frames: Tensor) -> Tensor:
         """Frames (N, H, W, 3) uint8 of any size -> mu (N, 32)."""
-        return self.encoder.mean(pixels_to_unit(to_64(frames), self.precision)).float()
+        return self.encoder.mean(pixels_to_unit(to_64(frames), self.precision))
 
     def act(self, parameters: Tensor, mu: Tensor, h: Tensor) -> Tensor:
         """Controllers (N, P), mu (N, 32), h (N, 256 or 0) -> actions (N, 3) in the action box.

@@ -33,12 +33,12 @@ class Encoder(nn.Module):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (N, 3, 64, 64) in [0, 1] -> mu (N, 32), logsigma (N, 32)."""
-        x = self.features(frames)
+        x = self.features(frames).to(self.fc_mu.weight.dtype)
         return self.fc_mu(x), self.fc_logsigma(x)
 
     def mean(self, frames: Tensor) -> Tensor:
         """Only mu (N, 32) of frames (N, 3, 64, 64): what the controller sees."""
-        return self.fc_mu(self.features(frames))
+        return self.fc_mu(self.features(frames).to(self.fc_mu.weight.dtype))
 
 
 class Decoder(nn.Module):

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from models.controller import PARAMETERS, Controller, act_batch, even_basis
 from models.inference import (
     FEW_FRAMES,
     PackedEncoder,
+    for_inference,
     inference_encoder,
     tell_if_not_packed,
 )
@@ -224,7 +226,21 @@ def test_the_encoder_for_inference_is_the_encoder(precision, tolerance):
         with torch.inference_mode():
             mu, logsigma = plain(x)
             for got, want in zip((*packed(x), packed.mean(x)), (mu, logsigma, mu), strict=True):
-                torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+                torch.testing.assert_close(got, want.float(), atol=tolerance, rtol=tolerance)
+
+
+def test_mu_is_not_rounded_to_bfloat16():
+    """What the convolutions give, its linear layer takes in float32, with weights as they are."""
+    encoder = Encoder()
+    fast = for_inference(copy.deepcopy(encoder), torch.bfloat16)
+    assert torch.equal(fast.fc_mu.weight, encoder.fc_mu.weight)
+    with torch.inference_mode():
+        x = torch.rand(5, 3, 64, 64).to(torch.bfloat16, memory_format=torch.channels_last)
+        mu, logsigma = fast(x)
+        want = encoder.fc_mu(fast.features(x).float())
+    torch.testing.assert_close(mu, want, atol=1e-6, rtol=1e-6)
+    assert mu.dtype == logsigma.dtype == torch.float32
+    assert not torch.equal(mu, mu.bfloat16().float())
 
 
 def test_a_torch_that_cannot_pack_encodes_all_the_same(monkeypatch, capsys):

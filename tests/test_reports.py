@@ -609,3 +609,55 @@ def test_a_whole_training_starts_its_workers_as_a_users_does(tmp_path):
     assert "over 2 episodes" in run(
         "test_controller.py", "--logdir", "exp", "--no-render", "--episodes", 2
     )
+
+
+SHARING = """
+import os, subprocess, sys, time
+import torch
+from utils.spinning import TASKS, Watch, share_cores
+
+threads = lambda: len(list(TASKS.iterdir()))
+a = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+alone = a @ a
+watch = Watch()
+watch.decide(0.01)
+idle = threads()
+watch.decide(0.3)
+cores = len(os.sched_getaffinity(0))
+for _ in range(100):
+    if threads() - idle >= cores: break
+    time.sleep(0.1)
+assert threads() - idle >= cores, (threads(), idle)
+assert torch.equal(a @ a, alone)
+watch.decide(0.1)
+assert watch.sleeping is not None  # neither shared nor idle: as it was
+watch.decide(0.0)
+for _ in range(100):
+    if threads() == idle: break
+    time.sleep(0.1)
+assert threads() == idle, (threads(), idle)
+
+# What decides is there: beside as many busy processes as cores, a thread waits for a core.
+busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+try:
+    share_cores()
+    for _ in range(120):
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end: a @ a
+        if threads() - idle >= cores: break
+    assert threads() - idle >= cores, (threads(), idle)
+finally:
+    for process in busy: process.kill()
+print("shared")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have another OpenMP")
+def test_threads_sleep_beside_other_processes_and_compute_the_same():
+    """Beside one busy process a training fell to a fifth, for OpenMP's threads spin."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARING], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.endswith("shared\n"), done.stderr
+    assert done.stdout.count("cores are shared") == 2  # of two watches, once each

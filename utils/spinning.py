@@ -1,0 +1,101 @@
+"""Let torch's threads wait asleep while something else takes a core.
+
+GCC's OpenMP, with which torch computes on Linux, lets a thread that is done with its part of a loop
+spin until the others are. That is fast on an idle machine. Where another process takes a core, the
+thread that should run spins for the one that cannot, and a training with its thousands of short
+loops falls to a fifth. OpenMP stops to spin while it has more threads than there are cores. So
+some more are made, which sleep, for as long as the cores are shared. The number of threads that
+compute stays the same, and with it each result, to the last bit.
+"""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+INTERVAL = 1.0  # seconds
+# Shares of the time for which a thread had to wait for a core: 0.01 on an idle machine, 0.3 to 0.4
+# on one of two cores beside a busy process.
+SHARED, IDLE = 0.15, 0.05
+
+TASKS = Path("/proc/self/task")
+
+
+class SleepingThreads:
+    """OpenMP's threads that do nothing but be there: more than cores, with those that compute."""
+
+    def __init__(self):
+        computing = torch.get_num_threads()
+        # Each thread that calls OpenMP gets a team of its own.
+        teams = len(os.sched_getaffinity(0)) // max(1, computing - 1) + 1
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._hold, daemon=True) for _ in range(teams)]
+        for thread in self._threads:
+            thread.start()
+
+    def _hold(self) -> None:
+        torch.ones(2**20).add_(1)  # large enough to be shared among a team
+        self._end.wait()
+
+    def end(self) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class Watch:
+    """Has SleepingThreads while cores are shared."""
+
+    def __init__(self):
+        self.sleeping: SleepingThreads | None = None
+        self._told = False
+        self._before, self._at = waited(), time.monotonic()
+
+    def look(self) -> None:
+        """Decide by the time since the last look."""
+        now, at = waited(), time.monotonic()
+        longest = max((now[name] - self._before.get(name, 0.0) for name in now), default=0.0)
+        self.decide(longest / max(at - self._at, 1e-9))
+        self._before, self._at = now, at
+
+    def decide(self, share: float) -> None:
+        """`share` of the time for which the thread that waited longest had to wait for a core."""
+        if self.sleeping is None and share > SHARED:
+            if not self._told:
+                self._told = True
+                tqdm.write("cores are shared with other processes: torch's threads wait asleep")
+            self.sleeping = SleepingThreads()
+        elif self.sleeping is not None and share < IDLE:
+            self.sleeping.end()
+            self.sleeping = None
+
+
+def waited() -> dict[str, float]:
+    """Seconds for which each thread of this process was ready and had no core, by its id.
+
+    Empty where the system does not tell: on others than Linux, which have another OpenMP.
+    """
+    seconds = {}
+    for task in TASKS.iterdir() if TASKS.is_dir() else ():
+        try:
+            seconds[task.name] = int((task / "schedstat").read_text().split()[1]) / 1e9
+        except OSError:  # the thread has ended, or this kernel does not count
+            continue
+    return seconds
+
+
+def share_cores() -> None:
+    """From now on, in the background; nothing to do where torch has one thread."""
+    if torch.get_num_threads() == 1 or not waited():
+        return
+    watch = Watch()
+
+    def run() -> None:
+        while True:
+            time.sleep(INTERVAL)
+            watch.look()
+
+    threading.Thread(target=run, daemon=True, name="share_cores").start()
