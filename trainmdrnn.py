@@ -168,8 +168,6 @@ def long_enough(files: list[EpisodeFile], seq_len: int) -> list[EpisodeFile]:
 def train(args: Namespace) -> None:
     """All epochs, from the latest one that is stored."""
     vae_path = stage_weights(args.logdir, "vae", "python trainvae.py")
-    use_available_cores()
-    share_cores()
     device = choose_device(args.device)
     precision = training_precision(device)
     print(describe(device, precision))
@@ -255,7 +253,8 @@ def train(args: Namespace) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    with exclusive(args.logdir, "mdrnn"):
+    use_available_cores()
+    with exclusive(args.logdir, "mdrnn"), share_cores():
         train(args)
 
 

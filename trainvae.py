@@ -165,8 +165,6 @@ def write_pictures(
 
 def train(args: Namespace) -> None:
     """All epochs, from the latest one that is stored."""
-    use_available_cores()
-    share_cores()
     device = choose_device(args.device)
     precision = training_precision(device)
     print(describe(device, precision))
@@ -244,7 +242,8 @@ def train(args: Namespace) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    with exclusive(args.logdir, "vae"):
+    use_available_cores()
+    with exclusive(args.logdir, "vae"), share_cores():
         train(args)
 
 

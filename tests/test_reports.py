@@ -640,12 +640,12 @@ assert threads() == idle, (threads(), idle)
 # What decides is there: beside as many busy processes as cores, a thread waits for a core.
 busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
 try:
-    share_cores()
-    for _ in range(120):
-        end = time.monotonic() + 0.5
-        while time.monotonic() < end: a @ a
-        if threads() - idle >= cores: break
-    assert threads() - idle >= cores, (threads(), idle)
+    with share_cores():
+        for _ in range(120):
+            end = time.monotonic() + 0.5
+            while time.monotonic() < end: a @ a
+            if threads() - idle >= cores: break
+        assert threads() - idle >= cores, (threads(), idle)
 finally:
     for process in busy: process.kill()
 print("shared")

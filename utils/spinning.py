@@ -11,6 +11,8 @@ compute stays the same, and with it each result, to the last bit.
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -87,15 +89,24 @@ def waited() -> dict[str, float]:
     return seconds
 
 
-def share_cores() -> None:
-    """From now on, in the background; nothing to do where torch has one thread."""
+@contextmanager
+def share_cores() -> Iterator[None]:
+    """Watch while the block runs; nothing to do where torch has one thread."""
     if torch.get_num_threads() == 1 or not waited():
+        yield
         return
-    watch = Watch()
+    watch, end = Watch(), threading.Event()
 
     def run() -> None:
-        while True:
-            time.sleep(INTERVAL)
+        while not end.wait(INTERVAL):
             watch.look()
+        watch.decide(0.0)
 
-    threading.Thread(target=run, daemon=True, name="share_cores").start()
+    # Waited for at the end: a thread that is in torch when Python ends aborts the process.
+    thread = threading.Thread(target=run, daemon=True, name="share_cores")
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
