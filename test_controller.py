@@ -10,37 +10,40 @@ from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from envs.parallel import (
-    agent_digest,
-    load_agent,
-    load_controller,
-    new_controller,
-    run_rollouts,
-    start_workers,
-)
-from envs.rollouts import AgentPolicy, play
+from envs.parallel import run_rollouts, start_workers
+from envs.rollouts import play
 from envs.simulator import Simulator
 from envs.tracks import track_seeds
 from envs.viewer import VIDEO_SUFFIXES, Video, why_no_window, window_closed
-from models.agent import DEFAULT
+from models.agent import AgentPolicy
 from models.inference import tell_if_not_packed
-from models.vae import VAE
-from utils.checkpoint import load_weights, stage_weights
+from models.logdir import (
+    DEFAULT,
+    agent_digest,
+    driving_with,
+    load_agent,
+    load_controller,
+    load_vae,
+    new_controller,
+    stage_weights,
+    versions,
+    weights_digest,
+)
 from utils.cli import (
     UserError,
     add_device,
     add_logdir,
+    add_max_workers,
     add_seed,
     positive_int,
     run_script,
     script_parser,
 )
-from utils.cores import available_cores
-from utils.learning import choose_device, fast_precision
+from utils.devices import choose_device, fast_precision
+from utils.scores import Scores, write_scores
 
 
 def parse_arguments() -> Namespace:
@@ -51,18 +54,16 @@ def parse_arguments() -> Namespace:
     parser.add_argument(
         "--video",
         type=Path,
-        default=None,
         help="write the first episode to this mp4 or gif, also where there is a display",
     )
+    parser.add_argument("--json", type=Path, help="write the scores to this file")
     parser.add_argument(
         "--no-render", action="store_true", help="only score: no window and no video"
     )
     parser.add_argument(
         "--untrained", action="store_true", help="drive with a random controller, for comparison"
     )
-    parser.add_argument(
-        "--max-workers", type=positive_int, default=available_cores(), help="worker processes"
-    )
+    add_max_workers(parser)
     add_device(parser)
     return parser.parse_args()
 
@@ -94,16 +95,17 @@ def choose_view(args: Namespace) -> Path | str | None:
 def main() -> None:
     args = parse_arguments()
     device = choose_device(args.device)
-    stage_weights(args.logdir, "vae", "python trainvae.py")  # name the first stage that is missing
+    stage_weights(args.logdir, "vae")  # name the first stage that is missing
     if args.untrained:
         best = args.logdir / "ctrl" / "best.tar"
-        driving = load_controller(best)[1] if best.exists() else DEFAULT  # of the same kind
+        # Of the same kind, where there is one.
+        driving = load_controller(best)[1] if best.exists() else driving_with(args.logdir)
         trained_with = None
         torch.manual_seed(args.seed)
         controller = new_controller(driving)
         print(f"controller: random weights (--untrained, seed {args.seed})")
     else:
-        path = stage_weights(args.logdir, "ctrl", "python traincontroller.py")
+        path = stage_weights(args.logdir, "ctrl")
         controller, driving, state = load_controller(path)
         variant = "".join(
             f", {name} {value}"
@@ -111,7 +113,7 @@ def main() -> None:
             if value != getattr(DEFAULT, name)
         )
         print(f"controller: {path}, generation {state.get('epoch', '?')}{variant}")
-        trained_with = state.get("about", {}).get("models")
+        trained_with = state.get("conditions", state.get("about", {})).get("models")
     models = agent_digest(args.logdir, driving)
     if trained_with not in (None, models):
         print("note: V or M are not those that this controller was trained with")
@@ -147,12 +149,16 @@ def main() -> None:
         for number, value in enumerate(scored, start=watched + 1):
             print(f"episode {number}: return {value:.1f}")
         returns.extend(scored)
-    over = np.mean(np.array(returns) > 900)
-    print(
-        f"return {np.mean(returns):.1f} +- {np.std(returns):.1f} (mean +- standard deviation) "
-        f"over {len(returns)} episodes, seed {args.seed}, "
-        f"minimum {np.min(returns):.1f}, {over:.0%} over 900"
+    scores = Scores(
+        [float(value) for value in returns],
+        seeds[: len(returns)],
+        args.seed,
+        f"{models}-{weights_digest(controller)[:16]}",
+        versions(),
     )
+    print(scores.summary())
+    if args.json is not None:
+        write_scores(args.json, scores)
 
 
 class WindowClosed(Exception):
@@ -164,12 +170,7 @@ def watch_episode(agent, parameters: torch.Tensor, seed: int, view: Path | str, 
 
     Raises WindowClosed.
     """
-    if view == "window":
-        recording = nullcontext()
-    else:
-        vae = VAE()
-        load_weights(vae, stage_weights(args.logdir, "vae", "python trainvae.py"))
-        recording = Video(view, vae)
+    recording = nullcontext() if view == "window" else Video(view, load_vae(args.logdir))
     simulator = Simulator([seed], "human" if view == "window" else "rgb_array")
 
     steps, so_far = 0, 0.0

@@ -17,17 +17,10 @@ from tqdm import tqdm
 from data.episodes import EpisodeFile, describe_episodes, list_episodes, split_episodes
 from data.latents import encode_episodes
 from data.loaders import WindowLoader
-from models.mdrnn import MDRNN, mdrnn_losses
-from models.vae import VAE, sample_latent
-from utils.checkpoint import (
-    load_checkpoint,
-    load_weights,
-    measure_best,
-    resume_epochs,
-    save_epoch,
-    set_aside,
-    stage_weights,
-)
+from models.logdir import load_vae, stage_weights, weights_digest, write_config
+from models.mdrnn import HIDDEN_SIZE, MDRNN, mdrnn_losses
+from models.vae import sample_latent
+from utils.checkpoint import load_checkpoint, set_aside
 from utils.cli import (
     UserError,
     add_device,
@@ -39,20 +32,16 @@ from utils.cli import (
     run_script,
     script_parser,
 )
-from utils.curves import Curves
-from utils.files import exclusive
-from utils.graphs import recorded
-from utils.learning import (
-    EarlyStopping,
+from utils.devices import (
     choose_device,
     describe,
     fast_precision,
-    require_finite,
-    seed_epoch,
     training_precision,
     use_available_cores,
-    weights_digest,
 )
+from utils.files import exclusive
+from utils.fitting import Fitting, require_finite, seed_epoch
+from utils.graphs import recorded
 from utils.spinning import share_cores
 
 
@@ -63,6 +52,9 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--epochs", type=positive_int, default=30, help="epochs at most")
     parser.add_argument("--batch-size", type=positive_int, default=16, help="windows in a batch")
     parser.add_argument("--seq-len", type=positive_int, default=32, help="transitions in a window")
+    parser.add_argument(
+        "--hidden-size", type=positive_int, default=HIDDEN_SIZE, help="units of the LSTM"
+    )
     parser.add_argument("--include_reward", action="store_true", help="predict the reward as well")
     add_seed(parser, "initial weights, windows and samples of z")
     add_device(parser)
@@ -135,14 +127,14 @@ def run_epoch(
 
 def check_vae(folder: Path, digest: str) -> None:
     """Raise UserError where the training in `folder` was of the latents of another V."""
-    checkpoint = folder / "checkpoint.tar"
-    if checkpoint.exists():
-        trained_with = load_checkpoint(checkpoint).get("options", {}).get("vae", digest)
-        if trained_with != digest:
-            raise UserError(
-                f"{checkpoint}: the VAE is not the one that this M was trained with; put that one "
-                "back, or use --noreload to start afresh"
-            )
+    for path in (folder / "checkpoint.tar", folder / "best.tar"):
+        if path.exists():
+            trained_with = load_checkpoint(path).get("options", {}).get("vae", digest)
+            if trained_with != digest:
+                raise UserError(
+                    f"{path}: the VAE is not the one that this M was trained with; put that one "
+                    "back, or use --noreload to start afresh"
+                )
 
 
 def long_enough(files: list[EpisodeFile], seq_len: int) -> list[EpisodeFile]:
@@ -166,8 +158,8 @@ def long_enough(files: list[EpisodeFile], seq_len: int) -> list[EpisodeFile]:
 
 
 def train(args: Namespace) -> None:
-    """All epochs, from the latest one that is stored."""
-    vae_path = stage_weights(args.logdir, "vae", "python trainvae.py")
+    """All epochs, from the last one that is stored."""
+    stage_weights(args.logdir, "vae")
     device = choose_device(args.device)
     precision = training_precision(device)
     print(describe(device, precision))
@@ -175,8 +167,7 @@ def train(args: Namespace) -> None:
     split_episodes(files)  # too few are an error before anything is encoded
     files = long_enough(files, args.seq_len)
 
-    vae = VAE()
-    load_weights(vae, vae_path)
+    vae = load_vae(args.logdir)
     folder = args.logdir / "mdrnn"
     digest = weights_digest(vae.encoder)[:16]
     if not args.noreload:
@@ -191,64 +182,45 @@ def train(args: Namespace) -> None:
         "seed": args.seed,
         "batch-size": args.batch_size,
         "seq-len": args.seq_len,
+        "hidden-size": args.hidden_size,
         "include_reward": args.include_reward,
         "vae": digest,
     }
-
-    torch.manual_seed(args.seed)
-    model = MDRNN().to(device)
-    optimizer = make_optimizer(model)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
-    stopping = EarlyStopping(patience=30)
-    about = {
+    episodes = {
         "to train on": describe_episodes(train_files),
         "held out": describe_episodes(test_files),
-        "heads": "latents, terminals" + (", rewards" if args.include_reward else ""),
     }
-    done, elsewhere = resume_epochs(folder, model, optimizer, scheduler, stopping, options, about)
-
+    torch.manual_seed(args.seed)
+    model = MDRNN(vae.latent_size, hidden_size=args.hidden_size).to(device)
+    optimizer = make_optimizer(model)
+    heads = "latents, terminals" + (", rewards" if args.include_reward else "")
+    fitting = Fitting(folder, model, optimizer, options, episodes, heads)
     train_loader, test_loader = (
         WindowLoader(
             [latents[file.name] for file in part], args.batch_size, args.seq_len, device, shuffle
         )
         for part, shuffle in ((train_files, True), (test_files, False))
     )
-    curves = Curves(folder / "tensorboard", done + 1)
+
+    def train_losses(epoch: int) -> dict[str, float]:
+        generator = seed_epoch("M's epoch", args.seed, epoch)
+        return run_epoch(
+            model,
+            train_loader,
+            generator,
+            precision,
+            args.include_reward,
+            f"epoch {epoch}",
+            optimizer,
+        )
 
     def test_losses(epoch: int, label: str) -> dict[str, float]:
         generator = seed_epoch("M's test", args.seed, epoch)
         return run_epoch(model, test_loader, generator, precision, args.include_reward, label)
 
-    if elsewhere:
-        measure_best(folder, model, scheduler, stopping, lambda: test_losses(done, "best")["loss"])
-
-    for epoch in range(done + 1, args.epochs + 1):
-        if stopping.stop:
-            print(f"early stopping: no better test loss for {stopping.patience} epochs")
-            break
-        generator = seed_epoch("M's epoch", args.seed, epoch)
-        label = f"epoch {epoch}"
-        train = run_epoch(
-            model, train_loader, generator, precision, args.include_reward, label, optimizer
-        )
-        test = test_losses(epoch, f"{label} test")
-        scheduler.step(test["loss"])
-        stopping.step(test["loss"])
-        save_epoch(
-            folder, epoch, test["loss"], model, optimizer, scheduler, stopping, options, about
-        )
-        rate = optimizer.param_groups[0]["lr"]
-        terms = ", ".join(f"{name} {value:.3f}" for name, value in test.items() if name != "loss")
-        print(
-            f"epoch {epoch}: train {train['loss']:.4f}, test {test['loss']:.4f} ({terms}), "
-            f"best {stopping.best:.4f}, learning rate {rate:g}"
-        )
-        curves.add({f"{name}/train": value for name, value in train.items()}, epoch)
-        curves.add({f"{name}/test": value for name, value in test.items()}, epoch)
-        curves.add({"learning_rate": rate}, epoch)
-    else:
-        print(f"{folder}: {max(done, args.epochs)} epochs done, best test loss {stopping.best:.4f}")
-    curves.close()
+    fitting.resume()  # raises where options contradict, before anything is written
+    write_config(folder, args, episodes)
+    fitting.run(args.epochs, train_losses, test_losses)
 
 
 def main() -> None:

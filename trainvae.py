@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from data.episodes import describe_episodes, list_episodes, split_readable
 from data.loaders import FrameLoader
+from models.logdir import write_config
 from models.vae import LATENT_SIZE, VAE, vae_loss
-from utils.checkpoint import measure_best, resume_epochs, save_epoch, set_aside
+from utils.checkpoint import set_aside
 from utils.cli import (
     add_device,
     add_logdir,
@@ -32,18 +33,11 @@ from utils.cli import (
     script_parser,
 )
 from utils.curves import Curves
+from utils.devices import choose_device, describe, training_precision, use_available_cores
 from utils.files import exclusive
+from utils.fitting import Fitting, require_finite, seed_epoch
 from utils.frames import pixels_to_unit
 from utils.graphs import recorded
-from utils.learning import (
-    EarlyStopping,
-    choose_device,
-    describe,
-    require_finite,
-    seed_epoch,
-    training_precision,
-    use_available_cores,
-)
 from utils.spinning import share_cores
 
 
@@ -62,6 +56,9 @@ def parse_arguments() -> Namespace:
         default=0,
         help="from this epoch on, train at a fifth of the learning rate, so that the last epochs "
         "take out the noise of the steps; 0: never",
+    )
+    parser.add_argument(
+        "--latent-size", type=positive_int, default=LATENT_SIZE, help="numbers in a latent z"
     )
     add_seed(parser, "initial weights, data order, flips and samples of z")
     add_device(parser)
@@ -147,7 +144,7 @@ def write_pictures(
 
     model.eval()
     device = next(model.parameters()).device
-    from_prior = model.decoder(torch.randn(64, LATENT_SIZE, device=device))
+    from_prior = model.decoder(torch.randn(64, model.latent_size, device=device))
     x = pixels_to_unit(originals)
     reconstructions = model.decoder(model.encoder.mean(x))
     rows = [
@@ -164,7 +161,7 @@ def write_pictures(
 
 
 def train(args: Namespace) -> None:
-    """All epochs, from the latest one that is stored."""
+    """All epochs, from the last one that is stored."""
     device = choose_device(args.device)
     precision = training_precision(device)
     print(describe(device, precision))
@@ -179,36 +176,21 @@ def train(args: Namespace) -> None:
         "batch-size": args.batch_size,
         "learning-rate": args.learning_rate,
         "low-rate-from": args.low_rate_from,
-        "latent-size": LATENT_SIZE,
+        "latent-size": args.latent_size,
     }
-
-    torch.manual_seed(args.seed)
-    model = VAE().to(device)
-    optimizer = make_optimizer(model, args.learning_rate)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
-    stopping = EarlyStopping(patience=30)
-    about = {
+    episodes = {
         "to train on": describe_episodes(train_files),
         "held out": describe_episodes(test_files),
     }
-    done, elsewhere = resume_epochs(folder, model, optimizer, scheduler, stopping, options, about)
-
+    torch.manual_seed(args.seed)
+    model = VAE(args.latent_size).to(device)
+    optimizer = make_optimizer(model, args.learning_rate)
+    fitting = Fitting(folder, model, optimizer, options, episodes)
     train_loader = FrameLoader(train_files, args.batch_size, device, shuffle=True)
     test_loader = FrameLoader(test_files, args.batch_size, device, shuffle=False)
     originals = None if args.nosamples else test_loader.sample(32)
-    curves = Curves(folder / "tensorboard", done + 1)
 
-    def test_losses(epoch: int, label: str) -> dict[str, float]:
-        generator = seed_epoch("V's test", args.seed, epoch)
-        return run_epoch(model, test_loader, generator, device, precision, label)
-
-    if elsewhere:
-        measure_best(folder, model, scheduler, stopping, lambda: test_losses(done, "best")["loss"])
-
-    for epoch in range(done + 1, args.epochs + 1):
-        if stopping.stop:
-            print(f"early stopping: no better test loss for {stopping.patience} epochs")
-            break
+    def train_losses(epoch: int) -> dict[str, float]:
         if 0 < args.low_rate_from <= epoch:
             for group in optimizer.param_groups:
                 if not group.get("lowered"):  # stored with the optimizer, so that it is done once
@@ -216,28 +198,19 @@ def train(args: Namespace) -> None:
                     group["lowered"] = True
         generator = seed_epoch("V's epoch", args.seed, epoch)
         label = f"epoch {epoch}"
-        train = run_epoch(model, train_loader, generator, device, precision, label, optimizer)
-        test = test_losses(epoch, f"{label} test")
-        scheduler.step(test["loss"])
-        stopping.step(test["loss"])
-        save_epoch(
-            folder, epoch, test["loss"], model, optimizer, scheduler, stopping, options, about
-        )
-        rate = optimizer.param_groups[0]["lr"]
-        print(
-            f"epoch {epoch}: train {train['loss']:.2f}, test {test['loss']:.2f} a frame "
-            f"(squared error {test['squared_error']:.2f}, KL {test['kl']:.2f}), "
-            f"best {stopping.best:.2f}, learning rate {rate:g}"
-        )
-        curves.add({f"{name}/train": value for name, value in train.items()}, epoch)
-        curves.add({f"{name}/test": value for name, value in test.items()}, epoch)
-        curves.add({"learning_rate": rate}, epoch)
-        if originals is not None:
-            with dispensable(f"{folder / 'samples'}: the pictures of epoch {epoch}"):
-                write_pictures(model, originals, folder / "samples", epoch, curves)
-    else:
-        print(f"{folder}: {max(done, args.epochs)} epochs done, best test loss {stopping.best:.2f}")
-    curves.close()
+        return run_epoch(model, train_loader, generator, device, precision, label, optimizer)
+
+    def test_losses(epoch: int, label: str) -> dict[str, float]:
+        generator = seed_epoch("V's test", args.seed, epoch)
+        return run_epoch(model, test_loader, generator, device, precision, label)
+
+    def show(epoch: int, curves: Curves) -> None:
+        with dispensable(f"{folder / 'samples'}: the pictures of epoch {epoch}"):
+            write_pictures(model, originals, folder / "samples", epoch, curves)
+
+    fitting.resume()  # raises where options contradict, before anything is written
+    write_config(folder, args, episodes)
+    fitting.run(args.epochs, train_losses, test_losses, None if args.nosamples else show)
 
 
 def main() -> None:

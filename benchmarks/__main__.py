@@ -37,7 +37,7 @@ def machine() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     from utils.cores import available_cores
-    from utils.learning import choose_device, describe, fast_precision
+    from utils.devices import choose_device, describe, fast_precision
 
     device = choose_device("auto")
     packages = {}

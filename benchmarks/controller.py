@@ -12,13 +12,14 @@ import torch
 from benchmarks.environments import bare_rate
 from benchmarks.measure import Row, fastest, medians, rate_in_processes, row
 from benchmarks.setting import CORES, experiment
-from envs.parallel import agent_digest, load_agent, run_rollouts, start_workers
-from envs.rollouts import AgentPolicy
+from envs.parallel import run_rollouts, start_workers
 from envs.simulator import MAX_STEPS
 from envs.tracks import track_seeds
+from models.agent import AgentPolicy
 from models.controller import PARAMETERS
+from models.logdir import agent_digest, load_agent
+from utils.devices import choose_device, fast_precision
 from utils.graphs import WARM_UP
-from utils.learning import choose_device, fast_precision
 
 POPULATION, SAMPLES = 32, 4
 

@@ -13,12 +13,13 @@ from benchmarks.measure import Row, medians, row
 from benchmarks.setting import CORES, dataset, experiment
 from data.episodes import list_episodes
 from data.loaders import FRAME_BYTES, FrameLoader
-from envs.parallel import load_agent
-from envs.rollouts import AgentPolicy, play
+from envs.rollouts import play
 from envs.simulator import MAX_STEPS, Simulator
+from models.agent import AgentPolicy
+from models.logdir import load_agent
 from models.vae import VAE
 from trainvae import make_optimizer, run_epoch
-from utils.learning import choose_device, fast_precision, training_precision
+from utils.devices import choose_device, fast_precision, training_precision
 
 # The steps of an episode that are measured, the same for any number of environments: in the first
 # ones CarRacing zooms in and draws slowly.

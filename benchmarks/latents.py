@@ -17,8 +17,8 @@ from data.episodes import list_episodes
 from data.latents import encode_episodes
 from models.inference import inference_encoder
 from models.vae import Encoder
+from utils.devices import choose_device, fast_precision
 from utils.frames import pixels_to_unit
-from utils.learning import choose_device, fast_precision
 
 
 def forward(

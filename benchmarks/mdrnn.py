@@ -16,9 +16,9 @@ from models.inference import inference_encoder
 from models.mdrnn import MDRNN, mdrnn_losses
 from models.vae import Encoder, sample_latent
 from trainmdrnn import make_optimizer, run_epoch
+from utils.devices import choose_device, fast_precision, training_precision
 from utils.frames import pixels_to_unit
 from utils.graphs import recorded
-from utils.learning import choose_device, fast_precision, training_precision
 
 BATCH_SIZE, SEQ_LEN = 16, 32  # the defaults of trainmdrnn.py
 Latents = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]  # z, the next z

@@ -19,7 +19,7 @@ from data.loaders import FrameLoader
 from models.vae import VAE
 from trainvae import make_optimizer, run_epoch
 from utils.cli import UserError
-from utils.learning import choose_device, training_precision
+from utils.devices import choose_device, training_precision
 
 MIB = 2**20
 

@@ -4,11 +4,12 @@ import numpy as np
 import torch
 
 from benchmarks.measure import ROOT, Row, row
-from envs.parallel import load_agent, load_controller
-from envs.rollouts import AgentPolicy, play
+from envs.rollouts import play
 from envs.simulator import Simulator
 from envs.tracks import track_seeds
-from utils.learning import choose_device, fast_precision
+from models.agent import AgentPolicy
+from models.logdir import load_agent, load_controller
+from utils.devices import choose_device, fast_precision
 
 # Tracks that no choice of a controller was made on, and none that results are given of.
 TRACKS, SEED = 48, 2

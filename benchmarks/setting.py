@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.generation_script import BATCH, setup_worker
+from data.playing import BATCH, setup_worker
 from data.policies import brownian
 from models.controller import Controller
 from models.mdrnn import MDRNN

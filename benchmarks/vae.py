@@ -9,9 +9,9 @@ from data.episodes import list_episodes
 from data.loaders import FRAME_BYTES, FrameLoader
 from models.vae import VAE, vae_loss
 from trainvae import make_optimizer, run_epoch
+from utils.devices import choose_device, fast_precision, training_precision
 from utils.frames import pixels_to_unit
 from utils.graphs import recorded
-from utils.learning import choose_device, fast_precision, training_precision
 
 BATCH_SIZE = 32  # the default of trainvae.py
 

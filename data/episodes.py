@@ -87,14 +87,15 @@ def read_episode(path: Path) -> Episode:
     return Episode(observations, *_clean(arrays, len(observations)))
 
 
-def check_episode(path: Path) -> int:
-    """T of an episode whose headers and signals are in order; its frames are not unpacked.
+def check_episode(path: Path) -> tuple[int, int]:
+    """T of an episode whose headers and signals are in order, and the check sum of its frames.
 
-    Raises BadEpisode where they are not.
+    These are not unpacked. Raises BadEpisode where something is wrong.
     """
     length = episode_length(path)
     _clean(_read_arrays(path, KEYS[1:]), length)
-    return length
+    with _open(path) as npz:
+        return length, npz.getinfo("observations.npy").CRC
 
 
 def _read_arrays(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -114,7 +115,7 @@ def _open(path: Path) -> Iterator[zipfile.ZipFile]:
     except BadEpisode:
         raise
     except Exception as error:  # damaged bytes make the readers fail in any way there is
-        raise BadEpisode(str(error).splitlines()[0] if str(error) else "cannot be read") from None
+        raise BadEpisode(str(error).splitlines()[0] if str(error) else "cannot be read") from error
 
 
 def _unpack(npz: zipfile.ZipFile, key: str) -> np.ndarray:
@@ -211,6 +212,7 @@ class EpisodeFile(NamedTuple):
     path: Path
     name: str  # relative to the root, with forward slashes
     length: int  # T
+    checksum: int  # of its frames
 
 
 def list_episodes(rootdir: Path) -> list[EpisodeFile]:
@@ -227,10 +229,11 @@ def list_episodes(rootdir: Path) -> list[EpisodeFile]:
             f"run `python data/generation_script.py --rootdir {rootdir}` first"
         )
     files, bad = [], []
-    for path in _each_once(rootdir):
+    for path in _each_once(rootdir, bad):
         relative = path.relative_to(rootdir).as_posix()
         try:
-            files.append(EpisodeFile(path, relative, check_episode(path)))
+            length, checksum = check_episode(path)
+            files.append(EpisodeFile(path, relative, length, checksum))
         except BadEpisode as reason:
             bad.append((relative, str(reason)))
     if bad:
@@ -243,16 +246,19 @@ def list_episodes(rootdir: Path) -> list[EpisodeFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def _each_once(rootdir: Path) -> Iterator[Path]:
+def _each_once(rootdir: Path, bad: list[tuple[str, str]]) -> Iterator[Path]:
     """All npz files below a folder, also by links, but no file and no folder by two names.
 
     An episode under a second name could be trained on and held out. Where there is a choice, a file
-    goes by the name that leads over fewer links.
+    goes by the name that leads over fewer links. Folders that cannot be read are added to `bad`.
     """
     seen = set()
 
     def new(path: Path) -> bool:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError:  # is reported where it is read
+            return True
         # Some file systems have no numbers for their files.
         identity = (status.st_dev, status.st_ino) if status.st_ino else path.resolve()
         return not (identity in seen or seen.add(identity))
@@ -262,13 +268,20 @@ def _each_once(rootdir: Path) -> Iterator[Path]:
         folder = folders.pop(0) if folders else links.pop(0)
         if not new(folder):
             continue
-        for path in sorted(folder.iterdir()):
+        try:
+            inside = sorted(folder.iterdir())
+        except PermissionError as error:  # lost+found, for one
+            if folder == rootdir:
+                raise
+            bad.append((folder.relative_to(rootdir).as_posix(), error.strerror))
+            continue
+        for path in inside:
             if path.is_dir():
                 (links if path.is_symlink() else folders).append(path)
             elif path.suffix == ".npz" and not path.name.startswith("."):
                 files.append(path)
     for path in sorted(files, key=Path.is_symlink):
-        if not path.exists() or new(path):  # a link to nothing is reported where it is read
+        if new(path):
             yield path
 
 
@@ -294,6 +307,8 @@ def split_episodes(files: list[EpisodeFile]) -> tuple[list[EpisodeFile], list[Ep
     if len(held_out) in (0, len(files)):
         by_hash = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest())
         held_out = {file.name for file in by_hash[: max(1, len(files) // 10)]}
+    elif len(held_out) > len(files) / 4:
+        print(f"{len(held_out)} of {len(files)} episodes are held out: by number, see README")
     return (
         [file for file in files if file.name not in held_out],
         [file for file in files if file.name in held_out],
@@ -301,20 +316,19 @@ def split_episodes(files: list[EpisodeFile]) -> tuple[list[EpisodeFile], list[Ep
 
 
 def _is_held_out(name: str) -> bool:
-    """Every tenth by its number; by its name where that is not of the generator's form.
+    """Every tenth by its number, from the 9th on; by its name where that has no number.
 
-    The folder thread_<i> is no part of it: it tells how many processes there were.
+    Its folder is no part of the number: it may tell how many processes there were.
     """
-    name = re.sub(r"(^|/)thread_\d+/", r"\1", name)
     numbered = re.fullmatch(r"(?:.*/)?rollout_(\d+)\.npz", name)
     if numbered:
-        return int(numbered[1]) % 10 == 0
+        return int(numbered[1]) % 10 == 9
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 10 == 0
 
 
 def describe_episodes(files: list[EpisodeFile]) -> str:
-    """How many episodes there are, and a fingerprint of their names and lengths."""
-    digest = hashlib.sha256(repr([(file.name, file.length) for file in files]).encode())
+    """How many episodes there are, and a fingerprint of their frames, whatever their names."""
+    digest = hashlib.sha256(repr(sorted((file.checksum, file.length) for file in files)).encode())
     return f"{len(files)} episodes ({digest.hexdigest()[:8]})"
 
 

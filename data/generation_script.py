@@ -18,14 +18,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.carracing import (
-    Driver,
-    controller_policy,
-    load_driver,
-    play_episodes,
-    random_policy,
-)
 from data.episodes import BadEpisode, episode_length
+from data.playing import BATCH, Driver, load_driver, setup_worker
 from data.policies import RANDOM_POLICIES
 from envs.simulator import environment
 from models.inference import tell_if_not_packed
@@ -39,12 +33,10 @@ from utils.cli import (
     run_script,
     script_parser,
 )
+from utils.devices import choose_device
 from utils.files import atomic_write, exclusive
-from utils.learning import choose_device
-from utils.workers import WorkerPool
+from utils.workers import STUCK_AFTER, WorkerPool
 
-# Episodes that one process plays in lockstep: 12 MB of frames each.
-BATCH = 8
 NOISE = 0.05  # the default of --noise
 
 
@@ -52,7 +44,13 @@ def parse_arguments() -> Namespace:
     parser = script_parser("Play CarRacing and write the episodes as npz.")
     parser.add_argument("--rollouts", type=positive_int, default=1000, help="episodes in all")
     add_rootdir(parser)
-    parser.add_argument("--threads", type=positive_int, default=8, help="processes")
+    parser.add_argument(
+        "--threads",
+        type=positive_int,
+        default=8,
+        help="processes (the name is that of an earlier implementation), of 1 GiB each. One of "
+        f"which nothing is heard for {STUCK_AFTER // 60} minutes is killed, its work done again",
+    )
     parser.add_argument(
         "--policy",
         choices=[*RANDOM_POLICIES, "controller"],
@@ -60,9 +58,7 @@ def parse_arguments() -> Namespace:
         help="brown: random walk in the action box; white: independent actions; controller: "
         "the trained one of --logdir, for a second round of data where it drives",
     )
-    parser.add_argument(
-        "--logdir", type=Path, default=None, help="experiment whose controller drives"
-    )
+    parser.add_argument("--logdir", type=Path, help="experiment whose controller drives")
     parser.add_argument(
         "--noise",
         type=natural_float,
@@ -78,26 +74,6 @@ def parse_arguments() -> Namespace:
     )
     add_seed(parser, "tracks and actions")
     return parser.parse_args()
-
-
-def setup_worker(
-    index: int,
-    policy: str,
-    seed: int,
-    patience: int,
-    driver: Driver | None = None,
-    noise: float = 0.0,
-):
-    """What a worker process does with a unit, a dict of episode numbers and their paths."""
-    import torch
-
-    torch.set_num_threads(1)
-    make = random_policy(policy) if driver is None else controller_policy(driver, noise)
-
-    def work(paths: dict[int, Path], report) -> None:
-        play_episodes(paths, make, seed, patience, lambda k, steps: report((k, steps)), report)
-
-    return work
 
 
 def agree_with(rootdir: Path, args: Namespace, driver: Driver | None) -> None:
@@ -162,6 +138,8 @@ def existing_episodes(rootdir: Path) -> set[int]:
             try:
                 episode_length(path)
             except BadEpisode as reason:
+                if isinstance(reason.__cause__, OSError):  # may be away for the moment
+                    raise UserError(f"{path} cannot be read: {reason}") from None
                 print(f"{path} is made again: {reason}")
                 path.unlink()
             else:

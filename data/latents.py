@@ -5,6 +5,7 @@ each episode. With another encoder, or in another precision, they are made anew,
 ones removed after that; an episode whose file changed is encoded again.
 """
 
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,10 +17,11 @@ from tqdm import tqdm
 
 from data.episodes import BadEpisode, Episode, EpisodeFile, read_episode, warn_skipped
 from models.inference import inference_encoder, tell_if_not_packed
+from models.logdir import weights_digest
 from models.vae import Encoder
+from utils.cli import dispensable
 from utils.files import atomic_write
 from utils.frames import pixels_to_unit
-from utils.learning import weights_digest
 
 # Frames at a time, by device and precision: the packed encoder of bfloat16 is fastest where few
 # frames stay in a core's caches; in float32 the layers' cost of each call counts more.
@@ -130,9 +132,14 @@ def _encode(
 def _drop_others(cache: Path) -> None:
     """Remove the latents of other encoders and precisions, and say so."""
     for other in cache.parent.iterdir():
-        if other.is_dir() and other.name != cache.name:
-            print(f"latents: {other} is of another VAE, or of another precision, and is removed")
-            shutil.rmtree(other)
+        if other.name == cache.name or not re.fullmatch(r"[0-9a-f]{16}(-\w+)?", other.name):
+            continue
+        print(f"latents: {other} is of another VAE, or of another precision, and is removed")
+        with dispensable(f"{other}: room"):
+            if other.is_symlink():
+                other.unlink()
+            else:
+                shutil.rmtree(other)
 
 
 def _source(path: Path) -> np.ndarray:

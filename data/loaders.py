@@ -9,7 +9,6 @@ from torch import Tensor
 
 from data.episodes import BadEpisode, EpisodeFile, read_episode, warn_skipped
 from data.latents import Latents
-from models.vae import LATENT_SIZE
 from utils.cli import UserError
 from utils.frames import SIZE
 
@@ -172,9 +171,10 @@ class WindowLoader:
                 f"(the longest has {self.lengths.max(initial=0)} frames)"
             )
 
-        # All of a frame in one row (N, 69), so that a window is one look-up. Filled one episode
-        # after the other, so that a data set is in memory once.
-        self.sizes = [LATENT_SIZE, LATENT_SIZE, 3, 1, 1]
+        # All of a frame in one row, (N, 69) with 32 latents, so that a window is one look-up.
+        # Filled one episode after the other, so that a data set is in memory once.
+        latent_size = episodes[0].read().mu.shape[1]
+        self.sizes = [latent_size, latent_size, 3, 1, 1]
         self.table = torch.empty(int(self.lengths.sum()), sum(self.sizes), device=device)
         for offset, length, episode in zip(self.offsets, self.lengths, episodes, strict=True):
             rows = np.column_stack(episode.read()).astype(np.float32)

@@ -7,16 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from envs.rollouts import AgentPolicy, play
+from envs.rollouts import play
 from envs.simulator import Simulator, environment
-from models.agent import DEFAULT, Agent, Driving
-from models.controller import Controller
-from models.mdrnn import HIDDEN_SIZE, MDRNN
-from models.vae import Encoder
-from utils.checkpoint import load_checkpoint, load_weights, stage_weights
+from models.agent import AgentPolicy
+from models.logdir import DEFAULT, Driving, load_agent
 from utils.cli import OTHER_DEVICE, UserError, first_line, gpu_fails, gpu_is_full
 from utils.cores import available_cores
-from utils.learning import choose_device, fast_precision, weights_digest
+from utils.devices import choose_device, fast_precision
 from utils.workers import WorkerPool
 
 # Rollouts in a unit of work, which a worker drives in lockstep. Large enough for batches that are
@@ -32,73 +29,6 @@ class Rollouts(NamedTuple):
     parameters: np.ndarray  # (n, P) float32
     seeds: list[int]
     patience: int  # see envs.rollouts.play
-
-
-def load_models(logdir: Path, driving: Driving = DEFAULT) -> tuple[Encoder, MDRNN | None]:
-    """V's encoder and M of an experiment, or what `driving` has in M's place.
-
-    Raises UserError where a stage that is needed is missing or is of another model.
-    """
-    encoder, mdrnn = Encoder(), None
-    load_weights(encoder, stage_weights(logdir, "vae", "python trainvae.py"), part="encoder.")
-    if driving.memory == "trained":
-        mdrnn = MDRNN()
-        load_weights(mdrnn, stage_weights(logdir, "mdrnn", "python trainmdrnn.py"))
-    elif driving.memory == "untrained":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(driving.memory_seed)
-            mdrnn = MDRNN()
-    return encoder, mdrnn
-
-
-def models_digest(encoder: Encoder, mdrnn: MDRNN | None) -> str:
-    """A fingerprint of the weights behind a controller, 16 hexadecimal digits."""
-    return weights_digest(encoder, *([] if mdrnn is None else [mdrnn.rnn]))[:16]
-
-
-def agent_digest(logdir: Path, driving: Driving = DEFAULT) -> str:
-    """`models_digest` of what is on disk now; raises as `load_models` does."""
-    return models_digest(*load_models(logdir, driving))
-
-
-def load_agent(
-    logdir: Path,
-    device: torch.device,
-    precision: torch.dtype,
-    driving: Driving = DEFAULT,
-    models: str | None = None,
-) -> Agent:
-    """V's encoder and M of an experiment as an Agent.
-
-    Raises as `load_models` does, and where `models` is the fingerprint of others.
-    """
-    encoder, mdrnn = load_models(logdir, driving)
-    if models is not None and models_digest(encoder, mdrnn) != models:
-        raise UserError(
-            f"V or M in {logdir} changed since the start of this script; what was saved before is "
-            "kept. Put them back, or begin again"
-        )
-    return Agent(encoder, mdrnn, device, precision, squash=driving.actions == "squash")
-
-
-def new_controller(driving: Driving) -> Controller:
-    """A controller of the size that `driving` needs."""
-    return Controller(hidden_size=0 if driving.memory == "none" else HIDDEN_SIZE)
-
-
-def load_controller(path: Path) -> tuple[Controller, Driving, dict]:
-    """The controller at `path`, how it drives, and the checkpoint.
-
-    Raises UserError where it is missing or is of another model.
-    """
-    state = load_checkpoint(path)
-    try:
-        driving = Driving(**state.get("driving", {}))
-    except TypeError:
-        raise UserError(f"{path} was written by another version of this program") from None
-    controller = new_controller(driving)
-    load_weights(controller, path)
-    return controller, driving, state
 
 
 def setup_worker(
@@ -155,6 +85,8 @@ def setup_worker(
         except RuntimeError as error:
             if gpu_is_full(error):
                 raise UserError(no_memory) from error
+            if gpu_fails(error):
+                raise UserError(f"{chosen}: {first_line(error)}; {OTHER_DEVICE}") from error
             raise
         finally:
             environments.close()

@@ -1,15 +1,14 @@
 """The one rollout loop: in data generation, in training and in testing."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.simulator import MAX_STEPS
-from models.agent import Agent
-from utils.graphs import recorded
+from envs.simulator import MAX_STEPS, Simulator
+from models.agent import Agent, AgentPolicy
+from utils.cli import UserError
 
 # (episodes (n,), frames (n, H, W, 3) uint8) -> actions (n, 3) float32
 Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -69,51 +68,14 @@ def play(
     return returns, lengths
 
 
-class AgentPolicy:
-    """An Agent at the wheel of n episodes, each with its own controller and hidden state."""
-
-    def __init__(self, agent: Agent, parameters: Tensor):
-        """parameters (n, P): the controller of each episode."""
-        self.agent = agent
-        self.parameters = parameters.to(agent.device, torch.float32)
-        self.h, self.c = agent.initial_state(len(parameters))
-        self.everyone: Tensor | None = None  # on a GPU, all n frames, in pinned memory
-        # Not a method of this object: it would keep itself, and the GPU's memory, until a garbage
-        # collection.
-        turn = partial(turn_in_place, agent, self.parameters, self.h, self.c)
-        self.recorded_turn = recorded(turn, agent.device)
-
-    def __call__(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        if self.agent.device.type == "cuda":
-            return self._on_gpu(ids, frames)
-        rows = torch.from_numpy(ids)
-        seen = torch.from_numpy(np.ascontiguousarray(frames))
-        actions, h, c = self.agent.step(seen, self.parameters[rows], self.h[rows], self.c[rows])
-        self.h[rows], self.c[rows] = h, c
-        return actions.numpy()
-
-    def _on_gpu(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        """All n episodes in every step, also those not under way, so that one recording serves."""
-        device, n = self.agent.device, len(self.parameters)
-        if self.everyone is None:  # pinned, so that the copy does not hold up the CPU
-            self.everyone = torch.zeros(n, *frames.shape[1:], dtype=torch.uint8, pin_memory=True)
-        self.everyone.numpy()[ids] = frames
-        underway = np.zeros((n, 1), bool)
-        underway[ids] = True
-        actions = self.recorded_turn(
-            self.everyone.to(device, non_blocking=True), torch.from_numpy(underway).to(device)
-        )
-        return actions.cpu().numpy()[ids]
-
-
 @torch.no_grad()
 def seen_in_driving(
-    agent: Agent, parameters: Tensor, simulator, patience: int = 0
+    agent: Agent, parameters: Tensor, tracks: list[int], patience: int = 0
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean (D,) and covariance (D, D) of [z h], what n controllers (n, P) see in n episodes.
+    """Mean (D,) and covariance (D, D) of [z h], what n controllers (n, P) see on n tracks.
 
-    Without an M of z alone. Each controller drives one episode of the simulator. The third is
-    the number of frames in all.
+    Without an M of z alone. Each controller drives one of the tracks. The third is the number of
+    frames in all. Raises UserError where all frames look alike.
     """
     policy = AgentPolicy(agent, parameters)
     frames_seen, total, squares = 0, 0.0, 0.0
@@ -127,20 +89,13 @@ def seen_in_driving(
         squares = squares + seen.T @ seen
         return policy(ids, frames)
 
-    play(simulator, len(parameters), len(parameters), noting, patience=patience)
+    simulator = Simulator(tracks)
+    try:
+        play(simulator, len(parameters), len(parameters), noting, patience=patience)
+    finally:
+        simulator.close()
     mean = total / frames_seen
-    return mean, squares / frames_seen - np.outer(mean, mean), frames_seen
-
-
-@torch.no_grad()
-def turn_in_place(
-    agent: Agent, parameters: Tensor, h: Tensor, c: Tensor, frames: Tensor, underway: Tensor
-) -> Tensor:
-    """One turn of the loop for the episodes that are `underway` (n, 1), the others' state stays.
-
-    Frames (n, H, W, 3) and controllers (n, P) -> actions (n, 3); h and c (n, 256) in place.
-    """
-    actions, new_h, new_c = agent.step(frames, parameters, h, c)
-    h.copy_(torch.where(underway, new_h, h))
-    c.copy_(torch.where(underway, new_c, c))
-    return actions
+    covariance = squares / frames_seen - np.outer(mean, mean)
+    if not covariance.trace() > 0:
+        raise UserError("z and h are constant or NaN: V or M are broken; train them again")
+    return mean, covariance, frames_seen

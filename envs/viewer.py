@@ -1,5 +1,6 @@
 """What a spectator sees of an episode: a window, or a video file with V's view beside it."""
 
+import io
 import os
 import sys
 import warnings
@@ -93,7 +94,11 @@ class Video:
         self.unfinished.touch()  # ffmpeg opens it too late to be asked why it cannot
         if self.gif:
             duration = 2 * 1000 / FRAMES_PER_SECOND  # milliseconds
-            self.writer = imageio.get_writer(self.unfinished, duration=duration, loop=0)
+            # In memory: a writer that failed on a full disk tries again when it is collected.
+            self.in_memory = io.BytesIO()
+            self.writer = imageio.get_writer(
+                self.in_memory, format="gif", duration=duration, loop=0
+            )
         else:
             self.writer = imageio.get_writer(
                 self.unfinished, fps=FRAMES_PER_SECOND, macro_block_size=2
@@ -115,6 +120,16 @@ class Video:
         frame = np.concatenate([picture, np.concatenate(panels)], axis=1)
         self.writer.append_data(frame[::2, ::2] if self.gif else frame)
 
+    def _finish(self) -> None:
+        import imageio.v2 as imageio
+
+        if self.gif:
+            self.unfinished.write_bytes(self.in_memory.getvalue())
+        # ffmpeg does not tell of a disk that is full: what it left cannot be read.
+        with imageio.get_reader(self.unfinished) as reader:
+            reader.get_data(0)
+        os.replace(self.unfinished, self.path)
+
     def __enter__(self) -> Self:
         return self
 
@@ -123,6 +138,6 @@ class Video:
             if self.writer is not None:
                 self.writer.close()
             if error is None and not self.failed:
-                os.replace(self.unfinished, self.path)
+                self._finish()
         with suppress(OSError):  # of a folder that cannot be written to, which has been said
             self.unfinished.unlink(missing_ok=True)

@@ -1,30 +1,21 @@
 """V, M and C as one batched policy: what drives in training and in testing alike."""
 
-from typing import NamedTuple
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.controller import act_batch
 from models.inference import inference_encoder
-from models.mdrnn import HIDDEN_SIZE, MDRNN
+from models.mdrnn import MDRNN
 from models.vae import Encoder
 from utils.frames import pixels_to_unit, to_64
+from utils.graphs import recorded
 
 # The action box: steering in [-1, 1], gas and brake in [0, 1].
 ACTION_LOW = torch.tensor([-1.0, 0.0, 0.0])
 ACTION_HIGH = torch.tensor([1.0, 1.0, 1.0])
-
-
-class Driving(NamedTuple):
-    """What a controller is trained with, beyond the weights of V and M."""
-
-    memory: str = "trained"  # M's LSTM; or "untrained": random weights; or "none": z alone
-    memory_seed: int = 0  # of the random weights
-    actions: str = "clip"  # raw actions clipped to the box; or "squash": tanh and sigmoid
-
-
-DEFAULT = Driving()
 
 
 class Agent:
@@ -51,7 +42,7 @@ class Agent:
 
     def initial_state(self, n: int) -> tuple[Tensor, Tensor]:
         """h and c at the beginning of an episode, (n, 256) each, or (n, 0): zeros."""
-        shape = (n, 0 if self.mdrnn is None else HIDDEN_SIZE)
+        shape = (n, 0 if self.mdrnn is None else self.mdrnn.hidden_size)
         return torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device)
 
     def observe(self, frames: Tensor) -> Tensor:
@@ -84,3 +75,54 @@ class Agent:
         if self.mdrnn is not None:
             h, c = self.mdrnn.step(action, mu, h, c)
         return action, h, c
+
+
+class AgentPolicy:
+    """An Agent at the wheel of n episodes, each with its own controller and hidden state."""
+
+    def __init__(self, agent: Agent, parameters: Tensor):
+        """parameters (n, P): the controller of each episode."""
+        self.agent = agent
+        self.parameters = parameters.to(agent.device, torch.float32)
+        self.h, self.c = agent.initial_state(len(parameters))
+        self.all_frames: Tensor | None = None  # on a GPU, of all n, in pinned memory
+        # Not a method of this object: it would keep itself, and the GPU's memory, until a garbage
+        # collection.
+        turn = partial(turn_in_place, agent, self.parameters, self.h, self.c)
+        self.recorded_turn = recorded(turn, agent.device)
+
+    def __call__(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        if self.agent.device.type == "cuda":
+            return self._on_gpu(ids, frames)
+        rows = torch.from_numpy(ids)
+        seen = torch.from_numpy(np.ascontiguousarray(frames))
+        actions, h, c = self.agent.step(seen, self.parameters[rows], self.h[rows], self.c[rows])
+        self.h[rows], self.c[rows] = h, c
+        return actions.numpy()
+
+    def _on_gpu(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """All n episodes in every step, those that have ended too, so that one recording serves."""
+        device, n = self.agent.device, len(self.parameters)
+        if self.all_frames is None:  # pinned, so that the copy does not hold up the CPU
+            self.all_frames = torch.zeros(n, *frames.shape[1:], dtype=torch.uint8, pin_memory=True)
+        self.all_frames.numpy()[ids] = frames
+        running = np.zeros((n, 1), bool)
+        running[ids] = True
+        actions = self.recorded_turn(
+            self.all_frames.to(device, non_blocking=True), torch.from_numpy(running).to(device)
+        )
+        return actions.cpu().numpy()[ids]
+
+
+@torch.no_grad()
+def turn_in_place(
+    agent: Agent, parameters: Tensor, h: Tensor, c: Tensor, frames: Tensor, running: Tensor
+) -> Tensor:
+    """One turn of the loop for the episodes that are `running` (n, 1), the others' state stays.
+
+    Frames (n, H, W, 3) and controllers (n, P) -> actions (n, 3); h and c (n, 256) in place.
+    """
+    actions, new_h, new_c = agent.step(frames, parameters, h, c)
+    h.copy_(torch.where(running, new_h, h))
+    c.copy_(torch.where(running, new_c, c))
+    return actions

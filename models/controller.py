@@ -1,6 +1,5 @@
 """C: a linear map from (z, h) to the action (paper, section 2.3)."""
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,27 +46,3 @@ def act_batch(parameters: Tensor, latent: Tensor, h: Tensor) -> Tensor:
     weight = parameters[:, :-ACTION_SIZE].view(len(x), ACTION_SIZE, x.shape[-1])
     bias = parameters[:, -ACTION_SIZE:]
     return torch.baddbmm(bias.unsqueeze(-1), weight, x.unsqueeze(-1)).squeeze(-1)
-
-
-def even_basis(mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Steps of a controller's parameters that change its actions evenly, as a basis (P, P).
-
-    `mean` (D,) and `covariance` K (D, D) are those of what it sees, x = [z h]. Random weights
-    change the actions where x varies most: the first four of 288 principal components have three
-    quarters of the variance, while such things as the car's speed are told by the smaller ones. So
-    the weights of an action are y (K + v I)^(-1/2), with v the mean variance of a component, on
-    x - mean: the components that vary more than v change the actions alike, and the others as their
-    weights allow. With standard normal y each raw action varies with a standard deviation of 1.
-    Parameters are in the order of `Controller.flat_parameters`.
-    """
-    size = len(mean)
-    variances, axes = np.linalg.eigh(covariance)
-    scale = (variances.clip(0) + variances.mean()) ** -0.5
-    block = np.zeros((size + 1, size + 1))  # y of an action -> its weights and bias
-    block[:size, :size] = (axes * scale) @ axes.T
-    block[:size, size] = -block[:size, :size] @ mean
-    block[size, size] = 1
-    block /= np.sqrt((scale**2 * variances).sum() + 1)
-    blocks = np.kron(np.eye(ACTION_SIZE), block)
-    columns = np.arange(ACTION_SIZE * (size + 1)).reshape(ACTION_SIZE, size + 1)
-    return blocks[:, np.concatenate([columns[:, :size].ravel(), columns[:, size]])]

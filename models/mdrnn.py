@@ -35,7 +35,7 @@ class MDRNN(nn.Module):
         mixtures: int = MIXTURES,
     ):
         super().__init__()
-        self.latent_size, self.mixtures = latent_size, mixtures
+        self.latent_size, self.hidden_size, self.mixtures = latent_size, hidden_size, mixtures
         self.rnn = nn.LSTM(action_size + latent_size, hidden_size)
         self.gmm_linear = nn.Linear(hidden_size, (2 * latent_size + 1) * mixtures + 2)
 

@@ -69,6 +69,7 @@ class VAE(nn.Module):
 
     def __init__(self, latent_size: int = LATENT_SIZE):
         super().__init__()
+        self.latent_size = latent_size
         self.encoder = Encoder(latent_size)
         self.decoder = Decoder(latent_size)
 

@@ -1,7 +1,7 @@
 """Keep the scores of the controllers of scripts/ablations.sh, and print them as a table.
 
 python scripts/ablation_table.py --logdir experiment
-python scripts/ablation_table.py --logdir experiment --results docs/ablations.json
+python scripts/ablation_table.py --logdir experiment --results results.json
 
 Scores that are in the results file already are kept, so runs of several machines come together; of
 two runs of one choice and seed the longer one counts. A file holds runs with the same V and M.
@@ -15,26 +15,23 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from envs.parallel import agent_digest
+from models.logdir import agent_digest
 from utils.checkpoint import load_checkpoint
 from utils.cli import UserError, add_logdir, run_script, script_parser
 from utils.files import atomic_write
-from utils.scores import read_returns
+from utils.scores import read_scores
 
 # Over 100 tracks of theirs: Ha and Schmidhuber 2018, table 1; and the best-known PyTorch
 # reimplementation of it.
 FULL_MODEL, RANDOM_M, NO_M = "906 +- 21; 860 +- 120", "-; 870 +- 120", "632 +- 251; -"
 PUBLISHED = {
     "base": FULL_MODEL,
-    "untrained_mdrnn": RANDOM_M,
-    "no_mdrnn": NO_M,
-    "full_covariance": FULL_MODEL,
-    "full_covariance_untrained_mdrnn": RANDOM_M,
-    "full_covariance_no_mdrnn": NO_M,
+    "random_m": RANDOM_M,
+    "no_m": NO_M,
 }
 
 # Choices that differ from the base in V and M.
-OTHER_MODELS = ("models_of_round_1", "without_gymnasium_episodes")  # the second of earlier versions
+OTHER_MODELS = ("models_of_round_1",)
 
 
 def read_results(path: Path) -> dict[str, dict]:
@@ -58,8 +55,8 @@ def read_runs(logdir: Path) -> dict[str, dict]:
     returns are not those of so many steps.
     """
     runs = {}
-    for test in sorted(logdir.glob("ablations/*-*/test.txt")):
-        returns, tracks = read_returns(test)
+    for test in sorted(logdir.glob("ablations/*-*/test.json")):
+        scores = read_scores(test)
         checkpoint = test.parent / "ctrl" / "checkpoint.tar"
         state = load_checkpoint(checkpoint)["state"]
         if checkpoint.stat().st_mtime > test.stat().st_mtime:
@@ -71,8 +68,8 @@ def read_runs(logdir: Path) -> dict[str, dict]:
             "steps": state["steps"],
             "generations": state["generation"],
             "models": agent_digest(test.parent),
-            "tracks": tracks,
-            "returns": [returns[number] for number in sorted(returns)],
+            "tracks": f"seed {scores.seed}",
+            "returns": scores.returns,
         }
     return runs
 

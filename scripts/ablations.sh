@@ -21,10 +21,8 @@ seeds=${SEEDS:-0 1}
 models=${MODELS:-$logdir}
 folder=$logdir/ablations
 results=${RESULTS:-$folder/results.json}
-all="base no_patience full_covariance sigma_0.05 sigma_0.2 population_96_with_1_rollout
-    population_16_with_6_rollouts growing_rollouts squashed_actions untrained_mdrnn no_mdrnn
-    full_covariance_untrained_mdrnn full_covariance_no_mdrnn full_covariance_no_patience
-    full_covariance_refined full_covariance_refined_unscreened"
+all="base no_patience sigma_0.05 sigma_0.2 population_96_with_1_rollout
+    population_16_with_6_rollouts squashed_actions random_m no_m refined refined_unscreened"
 [[ $models == "$logdir" ]] && all+=" models_of_round_1"
 only=${ONLY:-$all}
 for name in $only; do
@@ -82,12 +80,10 @@ choice() {
             ln -sfn "$(realpath "$models/$stage")" "$run/$stage"
         done
         python traincontroller.py --logdir "$run" --device cpu --seed "$seed" \
-            --pop-size 32 --n-samples 3 --patience 100 \
-            --max-steps "$steps" --eval-every 1000 --eval-rollouts 100 "$@"
-        if [[ ! -e $run/test.txt || $run/ctrl/checkpoint.tar -nt $run/test.txt ]]; then
+            --refine-from 0 --max-steps "$steps" --eval-every 1000 "$@"
+        if [[ ! -e $run/test.json || $run/ctrl/checkpoint.tar -nt $run/test.json ]]; then
             python test_controller.py --logdir "$run" --device cpu --no-render \
-                --episodes 100 --seed 1 > "$run/test.part"
-            mv "$run/test.part" "$run/test.txt"
+                --episodes 100 --seed 1 --json "$run/test.json" > /dev/null
         fi
         python scripts/ablation_table.py --logdir "$logdir" --results "$results" > /dev/null
     done
@@ -100,22 +96,17 @@ for name in $only; do
     esac
 done
 
-choice base "$models" --diagonal
-choice no_patience "$models" --diagonal --patience 0
-choice full_covariance "$models"
-choice sigma_0.05 "$models" --diagonal --sigma 0.05
-choice sigma_0.2 "$models" --diagonal --sigma 0.2
-choice population_96_with_1_rollout "$models" --diagonal --pop-size 96 --n-samples 1
-choice population_16_with_6_rollouts "$models" --diagonal --pop-size 16 --n-samples 6
-choice growing_rollouts "$models" --diagonal --max-samples 12
-choice squashed_actions "$models" --diagonal --actions squash
-choice untrained_mdrnn "$models" --diagonal --untrained-mdrnn
-choice no_mdrnn "$models" --diagonal --no-mdrnn
-choice full_covariance_untrained_mdrnn "$models" --untrained-mdrnn
-choice full_covariance_no_mdrnn "$models" --no-mdrnn
-choice full_covariance_no_patience "$models" --patience 0
-choice full_covariance_refined "$models" --refine-from 21
-choice full_covariance_refined_unscreened "$models" --refine-from 21 --refine-screen 0
-choice models_of_round_1 "$logdir/round_1" --diagonal
+choice base "$models"
+choice no_patience "$models" --patience 0
+choice sigma_0.05 "$models" --sigma 0.05
+choice sigma_0.2 "$models" --sigma 0.2
+choice population_96_with_1_rollout "$models" --pop-size 96 --n-samples 1
+choice population_16_with_6_rollouts "$models" --pop-size 16 --n-samples 6
+choice squashed_actions "$models" --actions squash
+choice random_m "$models" --memory random
+choice no_m "$models" --memory none
+choice refined "$models" --refine-from 21
+choice refined_unscreened "$models" --refine-from 21 --refine-screen 0
+choice models_of_round_1 "$logdir/round_1"
 
 python scripts/ablation_table.py --logdir "$logdir" --results "$results"

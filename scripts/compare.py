@@ -1,8 +1,8 @@
 """Compare two controllers on the same tracks, and say how many tracks that takes.
 
-    python test_controller.py --logdir a --no-render --episodes 100 > a.txt
-    python test_controller.py --logdir b --no-render --episodes 100 > b.txt
-    python scripts/compare.py a.txt b.txt
+    python test_controller.py --logdir a --no-render --episodes 100 --json a.json
+    python test_controller.py --logdir b --no-render --episodes 100 --json b.json
+    python scripts/compare.py a.json b.json
 
 The returns on one track differ less between two controllers than those on two tracks, so the
 differences are taken track by track.
@@ -16,21 +16,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.cli import UserError, run_script, script_parser
-from utils.scores import read_returns
+from utils.scores import read_scores
 
 
 def main() -> None:
-    parser = script_parser("Compare two controllers by what test_controller.py printed of them.")
-    parser.add_argument("first", type=Path, help="output of the first controller")
-    parser.add_argument("second", type=Path, help="output of the second, with the same options")
+    parser = script_parser("Compare two controllers by their scores.")
+    parser.add_argument("first", type=Path, help="what test_controller.py --json wrote of one")
+    parser.add_argument("second", type=Path, help="the same of the other")
     args = parser.parse_args()
-    (first, driven), (second, other) = read_returns(args.first), read_returns(args.second)
-    if driven != other:
-        raise UserError(f"{args.first} is of {driven}, and {args.second} of {other}: other tracks")
-    tracks = sorted(first.keys() & second.keys())
+    scores = [read_scores(path) for path in (args.first, args.second)]
+    first, second = (dict(zip(s.tracks, s.returns, strict=True)) for s in scores)
+    tracks = [track for track in first if track in second]
     if len(tracks) < 2:
         raise UserError(f"{args.first} and {args.second} need at least two tracks in common")
-    a, b = (np.array([returns[k] for k in tracks]) for returns in (first, second))
+    a, b = (np.array([returns[track] for track in tracks]) for returns in (first, second))
     difference = b - a
     spread = difference.std(ddof=1)
     print(f"{args.first}: {a.mean():.1f} +- {a.std():.1f} over {len(tracks)} tracks")

@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.policies import RANDOM_POLICIES
-from envs.parallel import load_agent, load_controller
-from envs.rollouts import AgentPolicy
 from envs.simulator import MAX_STEPS, Simulator
+from models.agent import AgentPolicy
+from models.logdir import load_agent, load_controller
 from utils.cli import positive_int, run_script, script_parser, seed_int
 from utils.cores import available_cores
 

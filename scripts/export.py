@@ -1,38 +1,51 @@
 """Copy the best V, M and C of an experiment, weights only, into a logdir to give away.
 
-python scripts/export.py --logdir experiment --to pretrained
+python scripts/export.py --logdir experiment --to given_away
+
+With them goes each stage's `config.json`, which says how it was made.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from envs.parallel import load_controller
-from utils.checkpoint import load_checkpoint, save_checkpoint, stage_weights
-from utils.cli import add_logdir, run_script, script_parser
+from models.logdir import SCRIPTS, load_controller, stage_weights
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.cli import UserError, add_logdir, run_script, script_parser
 
-# What is left of a checkpoint: no state of optimizer or scheduler.
-KEPT = ("epoch", "precision", "reward", "state_dict", "driving", "about")
+# What is left of a checkpoint: no state of optimizer or scheduler. `about` is of earlier versions.
+KEPT = (
+    *("epoch", "precision", "reward", "state_dict", "driving", "conditions", "episodes", "heads"),
+    "about",
+)
 
 
 def main() -> None:
     parser = script_parser("Copy the best V, M and C of an experiment, weights only.")
     add_logdir(parser)
-    parser.add_argument("--to", type=Path, default=Path("pretrained"), help="folder to write")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
-    scripts = {"vae": "trainvae", "mdrnn": "trainmdrnn", "ctrl": "traincontroller"}
-    best = stage_weights(args.logdir, "ctrl", "python traincontroller.py")
+    stages = list(SCRIPTS)
+    best = stage_weights(args.logdir, "ctrl")
     if load_controller(best)[1].memory != "trained":
-        del scripts["mdrnn"]  # it drives without
-    states = {
-        stage: load_checkpoint(stage_weights(args.logdir, stage, f"python {script}.py"))
-        for stage, script in scripts.items()
-    }  # all of them, or none is written
+        stages.remove("mdrnn")  # it drives without
+    there = [args.to / stage / "best.tar" for stage in SCRIPTS]
+    there = [path for path in there if path.exists()]
+    if there and not args.overwrite:
+        raise UserError(f"{there[0]} is there; name another folder with --to, or use --overwrite")
+    states = {  # all of them, or none is written
+        stage: load_checkpoint(stage_weights(args.logdir, stage)) for stage in stages
+    }
     for stage, state in states.items():
         path = args.to / stage / "best.tar"
         save_checkpoint(path, {key: state[key] for key in KEPT if key in state})
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        config = args.logdir / stage / "config.json"
+        if config.exists():
+            shutil.copy(config, path.parent)
 
 
 if __name__ == "__main__":

@@ -20,16 +20,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from envs.parallel import load_agent, load_controller
-from envs.rollouts import AgentPolicy, play
+from envs.rollouts import play
 from envs.simulator import Simulator
 from envs.tracks import track_seeds
+from models.agent import AgentPolicy
+from models.logdir import load_agent, load_controller, stage_weights
 from models.mdrnn import HIDDEN_SIZE, MDRNN
 from models.vae import Encoder
-from utils.checkpoint import load_weights, stage_weights
+from utils.checkpoint import load_weights
 from utils.cli import UserError, add_seed, positive_int, run_script, script_parser
+from utils.devices import choose_device
 from utils.frames import pixels_to_unit, to_64
-from utils.learning import choose_device
 
 # Of the weights of the episodes' controllers, in turn: from one that holds the road to one that
 # hardly does, so that more is seen than its middle.
@@ -177,7 +178,7 @@ def main() -> None:
     models = []
     for logdir in args.logdir:
         encoder, mdrnn = Encoder(), None
-        load_weights(encoder, stage_weights(logdir, "vae", "python trainvae.py"), part="encoder.")
+        load_weights(encoder, stage_weights(logdir, "vae"), part="encoder.")
         if (memory := logdir / "mdrnn" / "best.tar").exists():
             mdrnn = MDRNN()
             load_weights(mdrnn, memory)

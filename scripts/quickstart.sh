@@ -1,41 +1,53 @@
 #!/usr/bin/env bash
 # From nothing to a car that learned to drive: all stages at a small scale, on the CPU.
-# Run again, it continues where it was stopped. LOGDIR chooses another folder.
+# Run again, it continues where it was stopped. LOGDIR chooses another folder, SEED other random numbers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+logdir=${LOGDIR:-quickstart}
+seed=${SEED:-0}
+cat << TEXT
+This will, on the CPU, in some 12 minutes on 2 cores after the installation:
+  - install torch and the rest into .venv, where that was not done (6 GB, a few minutes)
+  - show the trained controller of pretrained/ in a video
+  - play 24 random episodes, train V, M and C on them, and score C before and after (60 MB)
+All that it makes is in $logdir/. Stopped and run again, it continues.
+TEXT
+
 source scripts/environment.sh
 make_environment requirements.txt
 
-logdir=${LOGDIR:-quickstart}
 stage() { printf '\n== %s\n' "$*"; }
+made() { printf -- '-- made: %s\n' "$*"; }
 
 stage "a controller that was trained before: pretrained/"
 python test_controller.py --logdir pretrained --device cpu --video "$logdir/pretrained.mp4"
+made "$logdir/pretrained.mp4"
 
-# Two processes on any machine, because the files' names tell the process, and by the names a tenth is
-# held out.
+# Two processes on any machine, because the files' names tell the process.
 stage "1/5 data: episodes with the random policy"
-python data/generation_script.py --rootdir "$logdir/data" --rollouts 40 --threads 2
+python data/generation_script.py --rootdir "$logdir/data" --rollouts 24 --threads 2 --seed "$seed"
+made "$logdir/data/thread_*/rollout_*.npz"
 
 stage "2/5 V: the autoencoder"
-python trainvae.py --logdir "$logdir" --rootdir "$logdir/data" --device cpu \
-    --epochs 3 --batch-size 64
+python trainvae.py --logdir "$logdir" --rootdir "$logdir/data" --seed "$seed" --device cpu \
+    --epochs 2 --low-rate-from 2
+made "$logdir/vae/best.tar, pictures in $logdir/vae/samples/"
 
 stage "3/5 M: the MDN-RNN"
-python trainmdrnn.py --logdir "$logdir" --rootdir "$logdir/data" --epochs 6 --device cpu
+python trainmdrnn.py --logdir "$logdir" --rootdir "$logdir/data" --seed "$seed" --device cpu \
+    --epochs 4
+made "$logdir/mdrnn/best.tar"
 
 stage "4/5 C: the controller"
-python traincontroller.py --logdir "$logdir" --device cpu --display \
-    --pop-size 32 --n-samples 2 --patience 100 \
-    --max-generations 15 --eval-every 5 --eval-rollouts 16
+python traincontroller.py --logdir "$logdir" --seed "$seed" --device cpu --display \
+    --n-samples 2 --max-generations 20 --refine-from 0 --eval-every 5 --eval-rollouts 16
+made "$logdir/ctrl/best.tar"
 
 stage "5/5 test: tracks that no training has seen"
-score() {
-    python test_controller.py --logdir "$logdir" --device cpu --no-render \
-        --episodes 16 "$@"
-}
-score --untrained | tee "$logdir/before.txt"
-score | tee "$logdir/after.txt"
+score() { python test_controller.py --logdir "$logdir" --device cpu --no-render --episodes 16 "$@"; }
+score --untrained --json "$logdir/before.json" | tee "$logdir/before.txt"
+score --json "$logdir/after.json" | tee "$logdir/after.txt"
 python test_controller.py --logdir "$logdir" --device cpu --video "$logdir/controller.mp4"
 
 picture=$(ls -t "$logdir"/vae/samples/reconstruction_*.png | head -n 1)

@@ -28,7 +28,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.checkpoint import load_checkpoint, stage_weights
+from models.logdir import stage_weights
+from utils.checkpoint import load_checkpoint
 from utils.cli import add_logdir, add_seed, positive_float, run_script, script_parser
 
 # Units of work of 6 and 8 rollouts, short enough to be finished between two kills.
@@ -100,8 +101,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         logdirs = Path(folder, "disturbed"), Path(folder, "quiet")
         for logdir in logdirs:
-            for stage, script in (("vae", "trainvae"), ("mdrnn", "trainmdrnn")):
-                weights = stage_weights(args.logdir, stage, f"python {script}.py")
+            for stage in ("vae", "mdrnn"):
+                weights = stage_weights(args.logdir, stage)
                 (logdir / stage).mkdir(parents=True)
                 shutil.copy(weights, logdir / stage)
         disturbed, quiet = logdirs

@@ -6,25 +6,20 @@ import torch
 from conftest import make_experiment
 from PIL import Image
 
-from envs import parallel, simulator
-from envs.parallel import (
-    UNIT,
-    agent_digest,
-    load_agent,
-    run_rollouts,
-    setup_worker,
-    start_workers,
-)
-from envs.rollouts import AgentPolicy, play, seen_in_driving
+from envs import simulator
+from envs.parallel import UNIT, run_rollouts, setup_worker, start_workers
+from envs.rollouts import play, seen_in_driving
 from envs.simulator import Simulator
 from envs.tracks import PURPOSES, track_seeds
 from envs.viewer import Video
-from models.agent import DEFAULT, Driving
+from models import logdir as stored
+from models.agent import AgentPolicy
 from models.controller import PARAMETERS, Controller
+from models.logdir import DEFAULT, Driving, agent_digest, load_agent
 from models.vae import VAE
 from utils.cli import UserError
 from utils.cores import available_cores
-from utils.learning import fast_precision
+from utils.devices import fast_precision
 
 CPU = torch.device("cpu")
 
@@ -257,15 +252,15 @@ def test_no_more_workers_than_work(tmp_path):
         assert len(pool) == 2
 
 
-def test_an_untrained_memory_is_the_same_again_from_its_seed(tmp_path):
+def test_a_random_memory_is_the_same_again_from_its_seed(tmp_path):
     logdir = make_experiment(tmp_path / "exp")
     (logdir / "mdrnn/best.tar").unlink()  # it needs none
     a, b, other = (
-        load_agent(logdir, CPU, torch.float32, Driving("untrained", seed)).mdrnn.rnn.weight_hh_l0
+        load_agent(logdir, CPU, torch.float32, Driving("random", seed)).mdrnn.rnn.weight_hh_l0
         for seed in (1, 1, 2)
     )
     assert torch.equal(a, b) and not torch.equal(a, other)
-    digests = [agent_digest(logdir, Driving("untrained", seed)) for seed in (1, 1, 2)]
+    digests = [agent_digest(logdir, Driving("random", seed)) for seed in (1, 1, 2)]
     assert digests[0] == digests[1] != digests[2]
     assert load_agent(logdir, CPU, torch.float32, Driving("none")).mdrnn is None
 
@@ -273,8 +268,8 @@ def test_an_untrained_memory_is_the_same_again_from_its_seed(tmp_path):
 def test_a_worker_refuses_other_models_than_its_fellows(experiment, monkeypatch):
     digest = agent_digest(experiment)
     reading = []
-    load = parallel.load_models
-    monkeypatch.setattr(parallel, "load_models", lambda *how: reading.append(how) or load(*how))
+    load = stored.load_models
+    monkeypatch.setattr(stored, "load_models", lambda *how: reading.append(how) or load(*how))
     setup_worker(0, experiment, "cpu", DEFAULT, digest, available_cores())
     assert len(reading) == 1  # it drives with what was checked
     with pytest.raises(UserError, match="changed since the start"):
@@ -304,7 +299,7 @@ def test_a_full_gpu_is_the_users_to_mend(error, expected, experiment, monkeypatc
         raise error
 
     digest = agent_digest(experiment)
-    monkeypatch.setattr(parallel, "Agent", full)
+    monkeypatch.setattr(stored, "Agent", full)
     with pytest.raises(expected) as raised:
         setup_worker(0, experiment, "cpu", DEFAULT, digest, available_cores())
     assert ("smaller --max-workers" in str(raised.value)) == (expected is UserError)
@@ -368,9 +363,7 @@ def test_what_is_seen_in_driving_is_z_and_the_h_beside_it(driving, experiment):
     size = 867 if driving == DEFAULT else 99
     parameters = torch.randn(3, size, generator=torch.Generator().manual_seed(0)) * 0.1
     seeds = track_seeds("train", 3, 0)
-    environments = Simulator(seeds)
-    mean, covariance, steps = seen_in_driving(agent, parameters, environments, patience=12)
-    environments.close()
+    mean, covariance, steps = seen_in_driving(agent, parameters, seeds, patience=12)
 
     rows = []
     for seed, weights in zip(seeds, parameters, strict=True):

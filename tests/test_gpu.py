@@ -6,23 +6,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import trainmdrnn
 import trainvae
 from data.episodes import list_episodes
 from data.latents import LatentEpisode
 from data.loaders import FrameLoader, WindowLoader
-from envs.rollouts import AgentPolicy
-from models.agent import Agent
+from models.agent import Agent, AgentPolicy
 from models.controller import PARAMETERS
 from models.mdrnn import MDRNN
 from models.vae import VAE
 from tests.conftest import run_script
-from utils.checkpoint import resume_epochs, save_epoch
+from utils.fitting import Fitting, seed_epoch
 from utils.frames import to_64
 from utils.graphs import WARM_UP, recorded
-from utils.learning import EarlyStopping, seed_epoch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -137,25 +134,25 @@ def test_recorded_epochs_are_the_epochs(train, dataset, monkeypatch):
     "make, make_optimizer", [(VAE, trainvae.make_optimizer), (MDRNN, trainmdrnn.make_optimizer)]
 )
 def test_a_training_goes_on_on_another_device(make, make_optimizer, first, second, tmp_path):
+    episodes = {"to train on": "3 episodes", "held out": "1 episodes"}
+
     def trainer(device):
         model = make().to(device)
-        optimizer = make_optimizer(model)
-        return model, optimizer, ReduceLROnPlateau(optimizer), EarlyStopping()
+        return Fitting(tmp_path, model, make_optimizer(model), {"seed": 0}, episodes)
 
     def step(model, optimizer) -> None:
         optimizer.zero_grad()
         sum(p.square().sum() for p in model.parameters()).backward()
         optimizer.step()
 
-    model, *others = trainer(first)
-    step(model, others[0])
-    about = {"to train on": "3 episodes", "held out": "1 episodes"}
-    save_epoch(tmp_path, 1, 0.5, model, *others, {"seed": 0}, about)
-    again, *its_others = trainer(second)
-    assert resume_epochs(tmp_path, again, *its_others, {"seed": 0}, about) == (1, False)
-    step(model, others[0])
-    step(again, its_others[0])
-    for got, want in zip(again.parameters(), model.parameters(), strict=True):
+    before, after = trainer(first), trainer(second)
+    step(before.model, before.optimizer)
+    before.save(1, 0.5)
+    after.resume()
+    assert (after.done, after.comparable) == (1, True)
+    step(before.model, before.optimizer)
+    step(after.model, after.optimizer)
+    for got, want in zip(after.model.parameters(), before.model.parameters(), strict=True):
         torch.testing.assert_close(got.cpu(), want.cpu(), atol=1e-5, rtol=1e-5)
 
 

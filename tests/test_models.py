@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import distributions as D
 
 from models.agent import ACTION_HIGH, ACTION_LOW, Agent
-from models.controller import PARAMETERS, Controller, act_batch, even_basis
+from models.controller import PARAMETERS, Controller, act_batch
 from models.inference import (
     FEW_FRAMES,
     PackedEncoder,
@@ -19,8 +19,9 @@ from models.inference import (
 from models.mdrnn import MDRNN, Prediction, mdrnn_losses, mixture_nll
 from models.vae import VAE, Encoder, sample_latent, vae_loss
 from utils.checkpoint import load_weights
+from utils.devices import fast_precision
+from utils.evolution import even_basis
 from utils.frames import pixels_to_unit
-from utils.learning import fast_precision
 
 
 def count(module):

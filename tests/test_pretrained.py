@@ -8,9 +8,10 @@ import torch
 from conftest import ROOT, run_script
 
 from envs import simulator
-from envs.parallel import load_agent, load_controller
-from envs.rollouts import AgentPolicy, play
+from envs.rollouts import play
 from envs.tracks import track_seeds
+from models.agent import AgentPolicy
+from models.logdir import load_agent, load_controller
 from utils.checkpoint import load_checkpoint
 
 PRETRAINED = ROOT / "pretrained"

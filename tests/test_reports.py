@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import resource
 import runpy
@@ -18,14 +19,14 @@ import pytest
 import torch
 from conftest import ROOT, make_episode, make_experiment, run_script, write_dataset
 
-from data.carracing import controller_policy, load_driver
 from data.episodes import list_episodes, read_episode, split_episodes, write_episode
 from data.latents import encode_episodes
+from data.playing import controller_policy, load_driver
 from envs import viewer
 from models.controller import Controller
 from models.mdrnn import MDRNN
 from models.vae import VAE, Encoder
-from utils import learning, workers
+from utils import devices, spinning, workers
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
 from utils.cli import run_script as run_main
@@ -108,7 +109,52 @@ def test_an_episodes_side_depends_on_its_own_number_alone(tmp_path):
     assert len(held_out([3, 4], 1)) == 1  # at least one
 
 
-@pytest.mark.parametrize("lengths", [[600] * 10 + [240] + [600], [240] * 8 + [600] * 4])
+def test_numbers_that_begin_again_in_each_folder_hold_out_a_tenth(tmp_path, capsys):
+    for folder, names in (
+        ("threads", [f"thread_{t}/rollout_{k}.npz" for t in range(20) for k in (0, 1)]),
+        ("others", [f"thread_{t}/{k}.npz" for t in range(20) for k in range(4)]),
+        ("long", [f"thread_{t}/rollout_{k}.npz" for t in range(2) for k in range(30)]),
+    ):
+        for name in names:
+            write_episode(tmp_path / folder / name, make_episode(1))
+        _, test = split_episodes(list_episodes(tmp_path / folder))
+        assert 0.03 * len(names) <= len(test) <= 0.2 * len(names)
+    assert "held out" not in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_read_is_left_out_and_named(tmp_path, monkeypatch):
+    root = write_dataset(tmp_path / "data", [3, 4])
+    (root / "lost+found").mkdir()
+    iterdir = Path.iterdir
+
+    def refusing(path):
+        if path.name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    with pytest.warns(UserWarning, match=r"skipped 1 .*lost\+found: Permission denied"):
+        assert len(list_episodes(root)) == 2
+
+
+def test_an_episode_that_cannot_be_read_for_the_moment_is_not_made_again(tmp_path, run_here):
+    command = ["data/generation_script.py", "--rootdir", "data", "--rollouts", 1]
+    write_dataset(tmp_path / "data", [3])
+    note = {"policy": "brown", "seed": 0, "patience": 0}
+    (tmp_path / "data/generation.json").write_text(json.dumps(note))
+    path = tmp_path / "data/thread_0/rollout_0.npz"
+
+    def stale(file, *_, **__):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zipfile.ZipFile", stale)
+        done = run_here(*command, cwd=tmp_path)
+    assert done.returncode == 2 and "rollout_0.npz cannot be read" in done.stderr
+    assert path.exists() and run_here(*command, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("lengths", [[600] * 9 + [240] + [600] * 2, [240] * 8 + [600] * 4])
 def test_short_episodes_are_counted_and_the_others_held_out(lengths, run_here, tmp_path):
     for k, steps in enumerate(lengths):
         frames = np.zeros((steps, 64, 64, 3), np.uint8)
@@ -173,6 +219,14 @@ def test_latents_of_another_encoder_go_when_the_new_ones_are_there(dataset, tmp_
     encode_episodes(files, encoders[1], tmp_path, CPU, torch.float32)
     (second,) = (tmp_path / "latents").iterdir()
     assert first.name != second.name
+    # Nothing else is removed, and a link is, but not what it leads to.
+    elsewhere = tmp_path / "scratch"
+    elsewhere.mkdir()
+    (tmp_path / "latents" / "of_mine").mkdir()
+    (tmp_path / "latents" / f"{'a' * 16}-float32").symlink_to(elsewhere)
+    encode_episodes(files, encoders[1], tmp_path, CPU, torch.float32)
+    left = {path.name for path in (tmp_path / "latents").iterdir()}
+    assert left == {second.name, "of_mine"} and elsewhere.is_dir()
     # Precisions are told apart.
     assert first.name.endswith("-float32") and second.name.endswith("-float32")
 
@@ -303,7 +357,7 @@ def test_c_goes_on_from_a_controller_that_is_there(run_here, tmp_path):
     save_checkpoint(tmp_path / "exp/ctrl/best.tar", public)
     done = run_script(*CTRL_RUN, "--sigma", 1e-6, "--max-generations", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "the search starts from this controller" in done.stdout
+    assert "the search starts from it" in done.stdout
     state = load_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar")["state"]
     np.testing.assert_allclose(state["champion"], theirs.flat_parameters(), atol=1e-4)
     afresh = run_script(
@@ -342,6 +396,27 @@ def test_the_loss_to_beat_is_measured_on_these_episodes(stage, command, model, r
     assert "on the episodes that are held out here" in again.stdout
     same = run_here(*command, "--epochs", 31, cwd=tmp_path)
     assert "were" not in same.stdout and "held out here" not in same.stdout
+    # Other frames under the same names, and the same length.
+    for k in range(22):
+        write_episode(tmp_path / "data/thread_0" / f"rollout_{k}.npz", make_episode(60, 1 + k))
+    other = run_here(*command, "--epochs", 32, cwd=tmp_path)
+    assert "the episodes to train on were 20 episodes" in other.stdout
+    assert "on the episodes that are held out here" in other.stdout
+
+
+def test_a_foreign_checkpoint_stays_the_best_until_it_is_beaten(run_here, tmp_path):
+    """A `checkpoint.tar` of another program, and no `best.tar`."""
+    write_dataset(tmp_path / "data", [30, 30])
+    torch.manual_seed(0)
+    weights = VAE().state_dict()
+    weights["decoder.deconv4.bias"] += 0.01
+    save_checkpoint(tmp_path / "exp/vae/checkpoint.tar", {"state_dict": weights, "epoch": 3})
+    command = ["trainvae.py", "--logdir", "exp", "--rootdir", "data", "--device", "cpu"]
+    # At such a rate nothing gets better.
+    done = run_here(*command, "--nosamples", "--epochs", 4, "--learning-rate", 0.5, cwd=tmp_path)
+    assert "weights of epoch 3" in done.stdout
+    best = load_checkpoint(tmp_path / "exp/vae/best.tar")["state_dict"]
+    assert all(torch.equal(best[name], tensor) for name, tensor in weights.items())
 
 
 def test_a_checkpoint_tells_what_was_trained(run_here, tmp_path):
@@ -354,7 +429,7 @@ def test_a_checkpoint_tells_what_was_trained(run_here, tmp_path):
     ):
         done = run_here(*RNN_RUN, "--epochs", 1, "--noreload", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert load_checkpoint(tmp_path / "exp/mdrnn/best.tar")["about"]["heads"] == heads
+        assert load_checkpoint(tmp_path / "exp/mdrnn/best.tar")["heads"] == heads
     shipped = load_checkpoint(ROOT / "pretrained/mdrnn/best.tar")
     assert shipped["about"]["heads"] == "latents, terminals"
 
@@ -448,15 +523,15 @@ def test_a_gpu_that_cannot_compute_is_left_alone(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch, "ones", ones)
-    learning.why_no_gpu.cache_clear()
+    devices.why_no_gpu.cache_clear()
     try:
-        assert learning.choose_device("auto") == CPU
+        assert devices.choose_device("auto") == CPU
         said = capsys.readouterr().out
         assert said.count("\n") == 1 and "no kernel image" in said
         with pytest.raises(UserError, match=r"--device cuda: CUDA error: no kernel.*--device cpu"):
-            learning.choose_device("cuda")
+            devices.choose_device("cuda")
     finally:
-        learning.why_no_gpu.cache_clear()
+        devices.why_no_gpu.cache_clear()
 
 
 def setup_stopping(index, mark):
@@ -587,6 +662,29 @@ def test_a_video_that_cannot_be_made_costs_no_score(trouble, experiment, run_her
     assert not list(experiment.glob("**/.*.tmp*"))
 
 
+def test_a_video_that_ffmpeg_could_not_finish_replaces_none(tmp_path, capsys):
+    """As on a disk that is full: ffmpeg fails, and imageio does not tell."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"good")
+    video = viewer.Video(path, VAE())
+    with video:
+        for _ in range(3):
+            video.add(np.zeros((400, 600, 3), np.uint8), np.zeros((96, 96, 3), np.uint8))
+        video.writer.close()
+        video.unfinished.write_bytes(video.unfinished.read_bytes()[:200])
+    assert video.failed and path.read_bytes() == b"good"
+    assert "cannot be made" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_worker_without_a_log_is_one_line(experiment, run_here):
+    (experiment / "tmp" / "worker_0.log").mkdir(parents=True)
+    command = ["test_controller.py", "--logdir", experiment, "--device", "cpu", "--no-render"]
+    done = run_here(*command, cwd=experiment)
+    assert done.returncode == 2 and "worker_0.log" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_a_whole_training_starts_its_workers_as_a_users_does(tmp_path):
     """No server of the tests: each worker is spawned, and imports what it needs."""
     write_dataset(tmp_path / "data", [40] * 3)
@@ -661,3 +759,23 @@ def test_threads_sleep_beside_other_processes_and_compute_the_same():
     )
     assert done.returncode == 0 and done.stdout.endswith("shared\n"), done.stderr
     assert done.stdout.count("cores are shared") == 2  # of two watches, once each
+
+
+def test_no_threads_are_made_where_there_is_no_room(monkeypatch, capsys):
+    """OpenMP would end the process."""
+    start = threading.Thread.start
+    started = []
+
+    def limited(thread):
+        if len(started) == 5:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    watch = spinning.Watch()
+    for _ in range(2):
+        watch.decide(0.9)
+    assert watch.sleeping is None and len(started) == 5
+    assert "no room" in capsys.readouterr().out
+    assert not any(thread.is_alive() for thread in started)

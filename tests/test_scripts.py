@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
-from contextlib import closing
 
 import numpy as np
 import psutil
@@ -20,19 +18,19 @@ from conftest import ROOT, make_experiment, run_script, write_dataset
 from PIL import Image
 
 from data.episodes import list_episodes, read_episode
-from envs.parallel import load_agent, load_controller
-from envs.rollouts import AgentPolicy, play
+from envs.rollouts import play
 from envs.simulator import Simulator
 from envs.tracks import track_seeds
-from models.agent import DEFAULT, Agent
+from models.agent import Agent, AgentPolicy
+from models.logdir import DEFAULT, load_agent, load_controller
 from models.mdrnn import MDRNN
 from models.vae import VAE, Encoder
 from scripts.probe import Recording, explained, latents, memories, principal, situation
-from traincontroller import Judge, evaluate, screen
+from traincontroller import Judge, evaluation_is_due, parse_arguments, screen
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.curves import Curves
-from utils.evolution import Evolution
-from utils.learning import fast_precision
+from utils.devices import fast_precision
+from utils.evolution import Progress
+from utils.scores import Scores, read_scores, write_scores
 
 CPU = torch.device("cpu")
 
@@ -45,13 +43,15 @@ TINY = {
         *("--eval-every", "1", "--eval-rollouts", "1", "--patience", "5"),
     ],
     "test_controller.py": ["--episodes", "1"],
+    "scripts/export.py": [],
     "scripts/compare_frames.py": ["--tracks", "1", "--steps", "20", "--processes", "1"],
 }
 
 
 def readme_commands():
-    """All `python ...` command lines of the README, in their order."""
-    text = (ROOT / "README.md").read_text()
+    """All `python ...` command lines of the README and the documents, in their order."""
+    names = ("README.md", "docs/architecture.md", "docs/speed.md", "docs/experiments.md")
+    text = "\n".join((ROOT / name).read_text() for name in names)
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines]
@@ -300,28 +300,27 @@ def test_a_variant_of_the_controller_is_trained_resumed_and_tested(run_here, exp
     (experiment / "mdrnn/best.tar").unlink()  # it needs none
     shutil.rmtree(experiment / "ctrl")
     common = ["--logdir", experiment, "--pop-size", 3, "--patience", 5, "--seed", 4]
-    common += ["--n-samples", 1, "--max-samples", 2, "--eval-every", 2, "--eval-rollouts", 1]
-    options = [*common, "--untrained-mdrnn", "--diagonal", "--actions", "squash"]
+    common += ["--n-samples", 1, "--eval-every", 2, "--eval-rollouts", 1]
+    options = [*common, "--memory", "random", "--actions", "squash"]
 
     def train(*more, run=run_script):
         return run("traincontroller.py", *options, *more, cwd=tmp_path)
 
     first = train("--max-generations", 1)
-    assert first.returncode == 0 and "2 rollouts each from now on" in first.stdout
+    assert first.returncode == 0
     assert (experiment / "ctrl/best.tar").exists()  # the last generation is evaluated in any case
     state = load_checkpoint(experiment / "ctrl/checkpoint.tar")
-    assert state["state"]["n-samples"] == 2
     mean = state["cma"]["es"]["mean"]
-    torch.testing.assert_close(state["state"]["average"], mean)  # of one generation
+    torch.testing.assert_close(state["cma"]["average"], mean)  # of one generation
     train("--max-generations", 2).check_returncode()
     assert train("--actions", "clip", run=run_here).returncode == 2
 
     test = ["test_controller.py", *common[:2], "--no-render"]
     done = run_script(*test, cwd=tmp_path)
-    assert done.returncode == 0 and "memory untrained" in done.stdout
+    assert done.returncode == 0 and "memory random" in done.stdout
     assert "actions squash" in done.stdout and "note:" not in done.stdout
     best = load_checkpoint(experiment / "ctrl/best.tar")
-    best["about"]["models"] = "another"
+    best["conditions"]["models"] = "another"
     best["driving"]["memory"] = "none"
     best["state_dict"]["fc.weight"] = best["state_dict"]["fc.weight"][:, :32]
     save_checkpoint(experiment / "ctrl/best.tar", best)
@@ -346,18 +345,14 @@ def test_evaluations_run_in_full_whatever_the_patience(tmp_path):
                 yield i, (np.zeros(len(unit.seeds)), np.ones(len(unit.seeds), np.int64))
 
     pool = Pool()
-    evolution = Evolution(np.zeros(867), 0.1, 4, seed=0)
-    state = {"generation": 1, "steps": 1, "seconds": 1.0, "evaluations": []}
-    state |= {name: torch.from_numpy(evolution.mean) for name in ("average", "champion")}
-    judge = Judge(tmp_path / "best.tar", pool, [1, 2], DEFAULT, "")
-    with closing(Curves(tmp_path, 1)) as writer:
-        evaluate(judge, evolution, state, False, writer)
-    assert pool.seen == {0} and judge.best == 0
+    judge = Judge(tmp_path / "best.tar", pool, 2, DEFAULT, "")
+    means, steps = judge.evaluate({"mean": np.zeros(867), "other": np.ones(867)}, 1)
+    assert pool.seen == {0} and judge.best == 0 and steps == 4 and means.tolist() == [0, 0]
 
 
 def test_a_controller_of_z_alone_is_trained_resumed_and_driven(experiment, tmp_path):
     shutil.rmtree(experiment / "ctrl")
-    command = ["traincontroller.py", "--logdir", experiment, "--no-mdrnn", "--patience", 5]
+    command = ["traincontroller.py", "--logdir", experiment, "--memory", "none", "--patience", 5]
     command += ["--pop-size", 3, "--n-samples", 1, "--eval-rollouts", 2]
     for generations in (1, 2):
         done = run_script(*command, "--max-generations", generations, cwd=tmp_path)
@@ -376,13 +371,13 @@ def test_a_controller_of_z_alone_is_trained_resumed_and_driven(experiment, tmp_p
 def test_what_was_begun_on_envpool_goes_on_and_it_is_said(experiment, run_here, tmp_path):
     """A training and a data set as earlier versions left them."""
     shutil.rmtree(experiment / "ctrl")
-    command = ["traincontroller.py", "--logdir", experiment, "--no-mdrnn", "--patience", 5]
+    command = ["traincontroller.py", "--logdir", experiment, "--memory", "none", "--patience", 5]
     command += ["--pop-size", 3, "--n-samples", 1, "--eval-rollouts", 1]
     assert run_script(*command, "--max-generations", 1, cwd=tmp_path).returncode == 0
     paths = [experiment / "ctrl" / name for name in ("checkpoint.tar", "best.tar")]
     training, best = (load_checkpoint(path) for path in paths)
     for simulator, told in (("gymnasium", False), ("envpool", True)):
-        training["options"]["simulator"] = best["about"]["simulator"] = simulator
+        training["options"]["simulator"] = best["conditions"]["simulator"] = simulator
         save_checkpoint(paths[0], training)
         save_checkpoint(paths[1], best)
         again = run_script(*command, "--max-generations", 1, cwd=tmp_path)
@@ -425,37 +420,35 @@ def test_half_of_the_screened_tracks_are_those_the_mean_returns_least_on(n, hard
                 returns = [{4: -20.0, 9: 500.0, 2: np.nan}.get(i, 900.0 - i) for i in at]
                 yield unit.number, (np.array(returns), np.full(len(at), 100))
 
-    args = Namespace(refine_screen=10, seed=7, patience=100)
-    with closing(Curves(tmp_path, 1)) as writer:
-        tracks, steps = screen(Pool(), np.full(867, 3.0), n, 5, args, writer)
+    tracks, mean, steps = screen(Pool(), np.full(867, 3.0), drawn, n, 100)
+    assert np.isnan(mean)
     assert tracks == [drawn[i] for i in hard + others] and steps == 1000
 
 
-def test_a_training_takes_up_even_steps_in_its_middle_and_keeps_them(
+def test_a_training_takes_up_even_steps_in_its_middle_and_leaves_them(
     experiment, run_here, tmp_path
 ):
     shutil.rmtree(experiment / "ctrl")
-    command = ["traincontroller.py", "--logdir", experiment, "--no-mdrnn", "--patience", 5]
+    command = ["traincontroller.py", "--logdir", experiment, "--memory", "none", "--patience", 5]
     command += ["--pop-size", 3, "--n-samples", 1, "--eval-rollouts", 1, "--eval-every", 9]
     assert run_script(*command, "--max-generations", 1, cwd=tmp_path).returncode == 0
-    late = run_here(*command, "--refine-from", 1, cwd=tmp_path)
-    assert late.returncode == 2 and "--refine-from 1" in late.stderr
-    assert "has 1 generations without it; use 2 or more" in late.stderr
     command += ["--refine-screen", 4]
-    early = run_script(*command, "--refine-from", 3, "--max-generations", 1, cwd=tmp_path)
-    assert "--max-generations 1 comes before --refine-from 3" in early.stdout
     done = run_script(*command, "--refine-from", 3, "--max-generations", 3, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    before, _, after = done.stdout.partition("even steps from generation 3 on")
+    before, _, after = done.stdout.partition("generation 3 and on: even steps")
     assert "\ngeneration 2:" in before and "\ngeneration 3:" in after
     assert "screening" not in before and "on 4 tracks" in after
     again = run_script(*command, "--max-generations", 4, cwd=tmp_path)
-    assert again.returncode == 0 and "even steps from" not in again.stdout
+    assert again.returncode == 0 and "even steps" not in again.stdout
     state = load_checkpoint(experiment / "ctrl/checkpoint.tar")
     assert state["options"]["refine-from"] == 3 and state["cma"]["basis"].shape == (99, 99)
     assert state["state"]["generation"] == 4
-    refused = run_here(*command, "--refine-sigma", 0.1, cwd=tmp_path)
-    assert refused.returncode == 2 and "--refine-sigma 0.1" in refused.stderr
+    # Switched off, it goes on from the same mean.
+    off = run_script(*command, "--refine-from", 0, "--max-generations", 5, cwd=tmp_path)
+    assert off.returncode == 0 and "generation 5 and on: plain steps again" in off.stdout
+    state = load_checkpoint(experiment / "ctrl/checkpoint.tar")
+    assert state["options"]["refine-from"] == 0 and "basis" not in state["cma"]
+    assert len(state["state"]["history"]) == 5
 
 
 def test_controller_stops_at_the_target(experiment, tmp_path):
@@ -530,31 +523,83 @@ def test_contradictory_view_options_are_refused(run_here, experiment, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+def test_other_sizes_are_stored_and_found_again(run_here, tmp_path):
+    """A latent of 5 numbers and a hidden state of 7, through all stages, export and resuming."""
+    write_dataset(tmp_path / "data", [30, 30, 30])
+    common = ["--logdir", "exp", "--device", "cpu"]
+    data = ["--rootdir", "data", "--batch-size", 8, "--epochs"]
+    vae = ["trainvae.py", *common, *data, 1, "--latent-size", 5]
+    mdrnn = ["trainmdrnn.py", *common, *data, 1, "--seq-len", 8, "--hidden-size", 7]
+    ctrl = ["traincontroller.py", *common, "--pop-size", 3, "--n-samples", 1, "--patience", 5]
+    ctrl += ["--eval-rollouts", 1, "--max-generations"]
+    for command in (vae, mdrnn):
+        assert run_here(*command, cwd=tmp_path).returncode == 0
+        other = run_here(*command[:-1], 6, cwd=tmp_path)
+        assert other.returncode == 2 and f"{command[-2]} 6: the training in" in other.stderr
+    for generations in (1, 2):
+        done = run_script(*ctrl, generations, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    controller, driving, _ = load_controller(tmp_path / "exp/ctrl/best.tar")
+    assert controller.fc.weight.shape == (3, 12)
+    assert (driving.latent_size, driving.hidden_size) == (5, 7)
+
+    test = ["test_controller.py", *common, "--episodes", 2]
+    shown = run_script(*test, "--video", "a.mp4", "--json", "scores.json", cwd=tmp_path)
+    assert shown.returncode == 0 and (tmp_path / "a.mp4").stat().st_size > 10_000
+    scores = read_scores(tmp_path / "scores.json")
+    assert scores.tracks == track_seeds("test", 2, 0) and len(scores.returns) == 2
+    assert scores.summary() in shown.stdout
+    assert torch.__version__.startswith(scores.versions["torch"])
+    # Each stage says how it was made, and for which data.
+    for stage, option, value in (("vae", "latent_size", 5), ("mdrnn", "hidden_size", 7)):
+        config = json.loads((tmp_path / "exp" / stage / "config.json").read_text())
+        assert config["options"][option] == value and "2 episodes" in config["data"]["to train on"]
+        assert config["command"].startswith("python ") and "--logdir exp" in config["command"]
+
+    # Another V is refused by what was trained with this one.
+    state = {"state_dict": VAE().state_dict()}
+    save_checkpoint(tmp_path / "exp/vae/best.tar", state)
+    refused = run_here(*test, "--no-render", cwd=tmp_path)
+    assert refused.returncode == 2 and "its V has --latent-size 32" in refused.stderr
+
+
+def test_evaluations_take_a_quarter_of_the_steps(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["traincontroller.py", "--logdir", "exp"])
+    args = parse_arguments()
+    progress, of_one = Progress(), 280_000  # at most 300,000
+    for generation in range(1, 200):
+        progress.generation, progress.steps = generation, progress.steps + 60_000
+        if evaluation_is_due(progress, args):
+            progress.evaluation_steps += of_one
+        whole = progress.steps + progress.evaluation_steps
+        assert progress.evaluation_steps <= whole / 4
+    assert progress.evaluation_steps > whole / 5
+
+
 def test_comparing_controllers_pairs_their_tracks(run_here, tmp_path):
     """Differences 10, 20, 30 on tracks 2 to 4: mean 20, deviation 10, error 10 / sqrt(3)."""
 
-    def write(name, returns, tracks=", seed 0"):
-        lines = [f"episode {k}: return {value}" for k, value in returns.items()]
-        end = f"return 1.0 +- 1.0 (mean +- standard deviation) over 4 episodes{tracks}, ..."
-        (tmp_path / name).write_text("\n".join(["view: none", *lines, end, ""]))
+    def write(name, returns):
+        values, tracks = list(returns.values()), list(returns)
+        write_scores(tmp_path / name, Scores(values, tracks, 0, "a-b", {}))
 
     def compare():
-        return run_here("scripts/compare.py", "a.txt", "b.txt", cwd=tmp_path)
+        return run_here("scripts/compare.py", "a.json", "b.json", cwd=tmp_path)
 
-    write("a.txt", {k: 100.0 * k for k in (1, 2, 3, 4)})
-    write("b.txt", {k: 100.0 * k + 10 * (k - 1) for k in (2, 3, 4, 5)})
+    write("a.json", {k: 100.0 * k for k in (1, 2, 3, 4)})
+    write("b.json", {k: 100.0 * k + 10 * (k - 1) for k in (2, 3, 4, 5)})
     done = compare()
     assert "difference 20.0, standard error 5.8; track by track +- 10.0" in done.stdout
     assert "a difference of 10 is two standard errors on 4 tracks" in done.stdout
-    write("b.txt", {2: 1.0, 3: "nan"})
-    assert compare().returncode == 2 and "b.txt has returns that are NaN" in compare().stderr
-    for tracks in (" on envpool, seed 0", ", seed 1"):
-        write("b.txt", {2: 1.0, 3: 2.0}, tracks)
-        assert compare().returncode == 2 and "other tracks" in compare().stderr
-    write("b.txt", {2: 1.0, 3: 2.0}, " on gymnasium, seed 0")  # as earlier versions wrote it
-    assert compare().returncode == 0
-    (tmp_path / "a.txt").write_text("nothing\n")
-    assert compare().returncode == 2 and "a.txt has no returns" in compare().stderr
+    write("b.json", {2: 1.0, 3: np.nan})
+    assert compare().returncode == 2 and "b.json has returns that are NaN" in compare().stderr
+    write("b.json", {7: 1.0, 8: 2.0})
+    assert compare().returncode == 2 and "two tracks in common" in compare().stderr
+    for text in ("nothing\n", "[1]", '{"returns": [1.0]}'):
+        (tmp_path / "a.json").write_text(text)
+        assert compare().returncode == 2 and "a.json holds no scores" in compare().stderr
+    write("a.json", {})
+    assert compare().returncode == 2 and "a track for each return" in compare().stderr
 
 
 def test_the_probe_finds_what_is_linear_and_nothing_else():
@@ -641,6 +686,7 @@ def test_the_probe_needs_a_v_and_enough_episodes(run_here, experiment, tmp_path)
 
 
 def test_an_exported_logdir_drives_and_holds_weights_alone(run_here, experiment, tmp_path):
+    (experiment / "vae/config.json").write_text('{"command": "x"}')
     done = run_here("scripts/export.py", "--logdir", experiment, "--to", "given", cwd=tmp_path)
     assert done.returncode == 0
     for stage in ("vae", "mdrnn", "ctrl"):
@@ -648,10 +694,23 @@ def test_an_exported_logdir_drives_and_holds_weights_alone(run_here, experiment,
             load_checkpoint(folder / stage / "best.tar")
             for folder in (experiment, tmp_path / "given")
         )
-        assert set(after) <= {"epoch", "precision", "reward", "state_dict", "driving", "about"}
+        assert set(after) <= {"epoch", "precision", "reward", "state_dict", "driving"}
         for name, tensor in before["state_dict"].items():
             assert torch.equal(tensor, after["state_dict"][name])
     load_agent(tmp_path / "given", CPU, torch.float32)
+    assert json.loads((tmp_path / "given/vae/config.json").read_text()) == {"command": "x"}
+
+    # What is there is not overwritten, unless this is asked for.
+    before = (tmp_path / "given/ctrl/best.tar").read_bytes()
+    command = ["scripts/export.py", "--logdir", experiment, "--to", "given"]
+    state = load_checkpoint(experiment / "ctrl/best.tar")
+    save_checkpoint(experiment / "ctrl/best.tar", state | {"epoch": 77})
+    done = run_here(*command, cwd=tmp_path)
+    assert done.returncode == 2 and "is there" in done.stderr
+    assert (tmp_path / "given/ctrl/best.tar").read_bytes() == before
+    assert run_here(*command, "--overwrite", cwd=tmp_path).returncode == 0
+    assert load_checkpoint(tmp_path / "given/ctrl/best.tar")["epoch"] == 77
+
     (experiment / "ctrl/best.tar").unlink()
     done = run_here("scripts/export.py", "--logdir", experiment, "--to", "none", cwd=tmp_path)
     assert done.returncode == 2 and "run `python traincontroller.py" in done.stderr
@@ -681,15 +740,13 @@ def test_learning_curve_needs_a_history_and_draws_it(run_here, tmp_path):
 def test_ablation_table_adds_the_finished_runs(run_here, tmp_path):
     """Runs of two machines come together in one file; a run without a score is left out."""
 
-    def run(machine, name, steps, returns, tracks="seed 1"):
+    def run(machine, name, steps, returns, seed=1):
         folder = tmp_path / machine / "ablations" / name
         make_experiment(folder)
         state = {"steps": steps, "generation": 3}
         save_checkpoint(folder / "ctrl" / "checkpoint.tar", {"state": state})
         if returns:
-            lines = [f"episode {k}: return {value}" for k, value in enumerate(returns, start=1)]
-            end = f"return 1.0 +- 1.0 (mean +- standard deviation) over 2 episodes, {tracks}, ..."
-            (folder / "test.txt").write_text("\n".join([*lines, end, ""]))
+            write_scores(folder / "test.json", Scores(returns, [7, 8], seed, "a-b", {}))
 
     def table(machine):
         return run_here(
@@ -699,8 +756,8 @@ def test_ablation_table_adds_the_finished_runs(run_here, tmp_path):
 
     assert table("a").returncode == 2 and "a has no ablations" in table("a").stderr
     run("a", "base-0", 2_000_000, [800.0, 900.0])
-    run("a", "no_mdrnn-0", 2_010_000, [600.0, 600.0])
-    run("a", "no_mdrnn-1", 1_000_000, [])
+    run("a", "no_m-0", 2_010_000, [600.0, 600.0])
+    run("a", "no_m-1", 1_000_000, [])
     assert table("a").returncode == 0
     assert '\n"base-0": {"steps": 2000000, ' in (tmp_path / "all.json").read_text()
     run("b", "base-1", 2_020_000, [880.0, 880.0])
@@ -708,7 +765,7 @@ def test_ablation_table_adds_the_finished_runs(run_here, tmp_path):
     rows = done.stdout.splitlines()
     base = "| base | 2.00 M, 2.02 M | 3, 3 | 850.0 +- 50.0, 880.0 +- 0.0 | 865.0 | 906 +- 21; 860"
     assert rows[2].startswith(base)
-    assert rows[3].startswith("| no mdrnn | 2.01 M | 3 | 600.0 +- 0.0 | 600.0 | 632 +- 251")
+    assert rows[3].startswith("| no m | 2.01 M | 3 | 600.0 +- 0.0 | 600.0 | 632 +- 251")
     assert rows[-1].endswith("standard deviation 21.2 (over 1 choices)")  # 30 / sqrt(2)
 
     # The longer run of one name counts, and none whose score is older than its last steps.
@@ -723,7 +780,7 @@ def test_ablation_table_adds_the_finished_runs(run_here, tmp_path):
     assert "| base | 2.03 M, 2.02 M | 3, 3 | 700.0 +- 0.0, 880.0 +- 0.0 |" in table("d").stdout
 
     kept = (tmp_path / "all.json").read_text()
-    run("c", "base-2", 2_000_000, [880.0, 880.0], "seed 2")
+    run("c", "base-2", 2_000_000, [880.0, 880.0], 2)
     assert table("c").returncode == 2 and "different tracks" in table("c").stderr
     run("e", "base-0", 3_000_000, [880.0, 880.0])
     save_checkpoint(
@@ -748,8 +805,8 @@ def test_ablations_that_are_scored_already_are_not_trained_again(tmp_path):
             (tmp_path / logdir / stage).mkdir(parents=True)
             (tmp_path / logdir / stage / "best.tar").touch()
     only_written_down(tmp_path, "ablations.sh")
-    scores = '"base-0": {"steps": 2000011, "a": 1},\n"no_mdrnn-1": {"steps": 2000000, "a": 1}'
-    scores += ',\n"no_mdrnn-0": {"steps": 1999999, "a": 1}'
+    scores = '"base-0": {"steps": 2000011, "a": 1},\n"no_m-1": {"steps": 2000000, "a": 1}'
+    scores += ',\n"no_m-0": {"steps": 1999999, "a": 1}'
     (tmp_path / "results.json").write_text("{\n" + scores + "\n}\n")
     settings = {"MODELS": "given", "RESULTS": "results.json", "LOGDIR": "here"}
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
@@ -763,12 +820,12 @@ def test_ablations_that_are_scored_already_are_not_trained_again(tmp_path):
             text=True,
         )
 
-    done = ablations("base no_mdrnn")
+    done = ablations("base no_m")
     assert done.returncode == 0, done.stderr
     assert "results.json: has the scores of base-0" in done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     trained = [re.search(r"--logdir (\S+)", c)[1] for c in calls if c.startswith("traincontr")]
-    assert trained == ["here/ablations/base-1", "here/ablations/no_mdrnn-0"]
+    assert trained == ["here/ablations/base-1", "here/ablations/no_m-0"]
     assert calls[-1] == "scripts/ablation_table.py --logdir here --results results.json"
     (tmp_path / "calls").unlink()
     assert ablations("base no_such_choice").returncode == 2
@@ -779,13 +836,13 @@ def test_ablations_that_are_scored_already_are_not_trained_again(tmp_path):
     assert not (tmp_path / "calls").exists()  # before anything was trained
 
     # A training that went on is scored again.
-    run = tmp_path / "here" / "ablations" / "no_mdrnn-0"
+    run = tmp_path / "here" / "ablations" / "no_m-0"
     (run / "ctrl").mkdir()
     (run / "ctrl" / "checkpoint.tar").touch()
     for seconds, scored in ((-60, 0), (60, 1)):
         when = time.time() + seconds
         os.utime(run / "ctrl" / "checkpoint.tar", (when, when))
-        assert ablations("no_mdrnn").returncode == 0
+        assert ablations("no_m").returncode == 0
         calls = (tmp_path / "calls").read_text().splitlines()
         assert len([c for c in calls if c.startswith("test_controller")]) == scored
         (tmp_path / "calls").unlink()
@@ -797,7 +854,12 @@ def only_written_down(folder, script):
         (folder / name).mkdir()
     shutil.copy(ROOT / "scripts" / script, folder / "scripts")
     (folder / "scripts" / "environment.sh").write_text("make_environment() { :; }\n")
-    (folder / "bin" / "python").write_text('#!/bin/sh\necho "$*" >> calls\necho 2\n')
+    (folder / "bin" / "python").write_text(
+        """#!/bin/sh
+echo "$*" >> calls; echo 2
+while [ $# -gt 0 ]; do [ "$1" = --json ] && : > "$2"; shift; done; true
+"""
+    )
     (folder / "bin" / "python").chmod(0o755)
 
 
@@ -835,11 +897,12 @@ def test_the_full_experiment_calls_all_stages_and_scores_what_is_new(tmp_path):
             assert of == "exp"
     seeds = [re.search(r"--seed (\d+)", call)[1] for call in calls[:2]]
     assert len(set(seeds)) == 2  # no track is played twice
-    assert (tmp_path / "exp" / "scores.txt").read_text() == "2\n"
+    assert all("--seed 1" in call for call in calls[2:5])
+    assert (tmp_path / "exp" / "scores.json").exists()
 
     # Again: finished stages say so themselves; scored is what is newer than its scores.
     assert [call.split()[0] for call in reproduce()] == stages[:-1]
     (tmp_path / "exp" / "ctrl").mkdir()
     (tmp_path / "exp" / "ctrl" / "best.tar").touch()
-    os.utime(tmp_path / "exp" / "scores.txt", (0, 0))
+    os.utime(tmp_path / "exp" / "scores.json", (0, 0))
     assert [call.split()[0] for call in reproduce()] == stages

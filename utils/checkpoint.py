@@ -4,9 +4,7 @@ A stage's folder, `logdir/<stage>`, holds `checkpoint.tar`, the latest state, fr
 training goes on, and `best.tar`, the best model so far, which the next stage reads.
 """
 
-import copy
 import time
-from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -16,7 +14,6 @@ from torch import nn
 
 from utils.cli import UserError, first_line
 from utils.files import atomic_write
-from utils.learning import EarlyStopping
 
 # Public checkpoints hold their losses as NumPy scalars; these are the harmless parts of one.
 _NUMPY_SCALARS = [
@@ -94,114 +91,6 @@ def set_aside(folder: Path) -> None:
             kept = folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{n}")
         folder.rename(kept)
         print(f"--noreload: the earlier {folder} is kept as {kept}")
-
-
-def stage_weights(logdir: Path, stage: str, command: str) -> Path:
-    """The path of an earlier stage's `best.tar`.
-
-    Raises UserError that names the stage's command where it is missing.
-    """
-    path = logdir / stage / "best.tar"
-    if not path.exists():
-        raise UserError(f"{path} does not exist; run `{command} --logdir {logdir}` first")
-    return path
-
-
-def save_epoch(
-    folder: Path,
-    epoch: int,
-    loss: float,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    stopping: EarlyStopping,
-    options: dict,
-    about: dict[str, str],
-) -> None:
-    """The end of an epoch of V or M: `checkpoint.tar`, and `best.tar` if `loss` is the best.
-
-    `best.tar` comes first: a process that is killed between the two does this epoch again
-    and writes the same. `about` has what a reader should know: the episodes "to train on" and
-    "held out", and what "heads" were trained.
-    """
-    state = {
-        "epoch": epoch,
-        "state_dict": model.state_dict(),
-        "precision": loss,  # the name that public checkpoints have for the test loss
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "earlystopping": stopping.state_dict(),
-        "options": options,
-        "about": about,
-    }
-    if stopping.bad_epochs == 0:
-        save_checkpoint(folder / "best.tar", state)
-    save_checkpoint(folder / "checkpoint.tar", state)
-
-
-def resume_epochs(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    stopping: EarlyStopping,
-    options: dict,
-    about: dict[str, str],
-) -> tuple[int, bool]:
-    """Load the latest state of V or M; says what was found.
-
-    Returns the epochs that are done, and whether the loss to beat was measured on other held-out
-    episodes than those of `about`: then `measure_best` has to follow. Where there is only a
-    `best.tar`, or a checkpoint of another program with the same tensor names, its weights and epoch
-    are taken and the optimizer starts anew. Raises UserError when `options` contradict those of the
-    stored training.
-    """
-    path = next((p for p in (folder / "checkpoint.tar", folder / "best.tar") if p.exists()), None)
-    if path is None:
-        return 0, False
-    state = load_weights(model, path)
-    epoch = int(state.get("epoch", 0))
-    if "options" not in state:
-        print(f"{path}: weights of epoch {epoch}; the optimizer starts anew")
-        return epoch, True
-    check_options(path, state["options"], options)
-    for stored_group, group in zip(
-        state["optimizer"]["param_groups"], optimizer.param_groups, strict=True
-    ):
-        stored_group["capturable"] = group["capturable"]  # is of the device, not of the training
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    stopping.load_state_dict(state["earlystopping"])
-    print(f"{path}: continuing after epoch {epoch}; best test loss {stopping.best:.4f}")
-    before = state.get("about", {})  # of an earlier version, which held out others: nothing
-    for part in ("to train on", "held out"):
-        was, now = before.get(part, "others"), about[part]
-        if was != now:
-            print(f"{path}: the episodes {part} were {was}, and are {now}")
-    return epoch, before.get("held out") != about["held out"]
-
-
-def measure_best(
-    folder: Path,
-    model: nn.Module,
-    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau,
-    stopping: EarlyStopping,
-    test: Callable[[], float],
-) -> None:
-    """Make the loss to beat that of `best.tar` on the episodes that are held out now.
-
-    `test` measures that of the model. A loss that was measured elsewhere could never be beaten, or
-    by a worse model.
-    """
-    path, best = folder / "best.tar", float("inf")
-    if path.exists():
-        latest = copy.deepcopy(model.state_dict())
-        load_weights(model, path)
-        best = test()
-        model.load_state_dict(latest)
-        print(f"{path}: test loss {best:.4f} on the episodes that are held out here")
-    stopping.best, stopping.bad_epochs = best, 0
-    scheduler.best, scheduler.num_bad_epochs = best, 0
 
 
 def check_options(path: Path, stored: dict, asked: dict) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.workers import Refused, WorkerError
+from utils.cores import available_cores
+from utils.workers import STUCK_AFTER, Refused, WorkerError
 
 
 class UserError(Refused):
@@ -71,8 +72,9 @@ def gpu_is_full(error: RuntimeError) -> bool:
 
 def gpu_fails(error: Exception) -> bool:
     """Whether CUDA, its driver or one of its libraries said what went wrong."""
-    signs = ("CUDA", "cuDNN", "CUBLAS", "NVIDIA driver", "no kernel image is available")
-    return type(error).__name__ == "AcceleratorError" or any(s in str(error) for s in signs)
+    signs = ("cuda", "cudnn", "cublas", "nvrtc", "nvidia driver", "hip error", "no kernel image")
+    said = str(error).lower()
+    return type(error).__name__ == "AcceleratorError" or any(sign in said for sign in signs)
 
 
 OTHER_DEVICE = "use --device cpu, another GPU (--device cuda:N) or a torch that fits this GPU"
@@ -106,6 +108,14 @@ def natural_int(text: str) -> int:
     value = _number(int, text, "a whole number")
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
+    return value
+
+
+def population_int(text: str) -> int:
+    """argparse type: what CMA-ES can work with; two candidates of each generation try its step."""
+    value = positive_int(text)
+    if value < 3:
+        raise argparse.ArgumentTypeError(f"CMA-ES needs a population of at least 3, not {text}")
     return value
 
 
@@ -162,11 +172,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Prints a default where there is one to print."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def script_parser(description: str) -> argparse.ArgumentParser:
     """A parser that prints the defaults and does not accept abbreviated options."""
     return _Parser(
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
 
@@ -186,11 +205,11 @@ def add_rootdir(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
+def add_seed(parser: argparse._ActionsContainer, what: str) -> None:
     parser.add_argument("--seed", type=seed_int, default=0, help=f"seed of {what}")
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--device",
         default="auto",
@@ -198,7 +217,18 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_noreload(parser: argparse.ArgumentParser) -> None:
+def add_max_workers(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--max-workers",
+        type=positive_int,
+        default=available_cores(),
+        help="worker processes at most; worker i computes on GPU i modulo the visible GPUs, and "
+        "says how much of its memory it holds. One of which nothing is heard for "
+        f"{STUCK_AFTER // 60} minutes is killed, and its work done again",
+    )
+
+
+def add_noreload(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--noreload",
         action="store_true",

@@ -18,16 +18,17 @@ def available_cores(root: Path = Path("/")) -> int:
 def _quotas(root: Path) -> list[float]:
     """The quotas, in cores, of this process's control groups and of those around them."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(errors="replace").splitlines()
     except OSError:  # no Linux
         return []
     quotas = []
-    for line in lines:
+    for line in (line for line in lines if line.count(":") >= 2):
         _, controllers, group = line.split(":", 2)
         if not controllers:  # version 2
             mounts, read = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], _quota_2
         elif "cpu" in controllers.split(","):
-            mounts, read = [f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"], _quota_1
+            names = (controllers, "cpu", "cpu,cpuacct", "cpuacct,cpu")
+            mounts, read = [f"sys/fs/cgroup/{name}" for name in names], _quota_1
         else:
             continue
         for mount in mounts:
@@ -45,7 +46,7 @@ def _quota_2(folder: Path) -> float | None:
     try:
         quota, period = (folder / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):  # a group without the file, such as the root
+    except (OSError, ValueError, ZeroDivisionError):  # a group without the file, such as the root
         return None
 
 
@@ -54,5 +55,5 @@ def _quota_1(folder: Path) -> float | None:
         quota = int((folder / "cpu.cfs_quota_us").read_text())
         period = int((folder / "cpu.cfs_period_us").read_text())
         return quota / period if quota > 0 else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return None

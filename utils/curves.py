@@ -53,6 +53,10 @@ class Curves:
                 )
                 self._told = True
             self.close()  # what follows half a record could not be read: try a new file next time
+            for file in self.folder.glob(f"events*.{os.getpid()}.{self._files}"):
+                with suppress(OSError):
+                    if file.stat().st_size == 0:
+                        file.unlink()
 
     def _open(self) -> EventsWriter:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,22 @@
 """CMA-ES of the `cma` package, with randomness by generation and a state that can be stored."""
 
 import warnings
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from utils.cli import UserError
 from utils.streams import stream
 
 _PLAIN = (bool, int, float, str, type(None))
+
+
+# Generations in the running average of the distribution's means: all of the first so many, later
+# about this share of all so far. Near its end a search walks around the optimum, and the longer the
+# average, the nearer it comes (Polyak and Juditsky 1992).
+AVERAGE_GENERATIONS, AVERAGE_SHARE = 10, 0.25
 
 
 class Evolution:
@@ -17,9 +26,7 @@ class Evolution:
     generation's number alone, so there is no state of a random number generator to keep.
     """
 
-    def __init__(
-        self, start: np.ndarray, sigma: float, population: int, seed: int, diagonal: bool = False
-    ):
+    def __init__(self, start: np.ndarray, sigma: float, population: int, seed: int):
         """`start` (size,) is the first mean."""
         # Not at the top, because the workers import that too, with their script, and need no cma.
         with warnings.catch_warnings():
@@ -30,7 +37,6 @@ class Evolution:
         self._generator = stream("candidates", seed)
         options = {
             "popsize": population,
-            "CMA_diagonal": diagonal,
             "randn": lambda *shape: self._generator.standard_normal(shape),
             "verbose": -9,
         }
@@ -38,10 +44,12 @@ class Evolution:
         self._es = self._start(start, sigma)
         self._basis: np.ndarray | None = None  # what is searched is y, of the vector y @ basis
         self._asked = np.empty((0, len(start)))  # the y of the candidates
+        self._generation = 0
+        self.average = start.copy()  # the running average of the means, (size,)
 
     @property
-    def refined(self) -> bool:
-        """Whether the search goes on in the coordinates of `refine`."""
+    def refining(self) -> bool:
+        """Whether the search is in the coordinates of a basis."""
         return self._basis is not None
 
     @property
@@ -55,7 +63,8 @@ class Evolution:
         return float(self._es.sigma)
 
     def ask(self, generation: int) -> np.ndarray:
-        """The candidates of a generation, (population, size) float64."""
+        """The candidates of a generation, (population, size) float64; the first one is 1."""
+        self._generation = generation
         self._generator = stream("candidates", self.seed, generation)
         self._asked = np.stack(self._es.ask())
         return self._asked.copy() if self._basis is None else self._asked @ self._basis
@@ -66,14 +75,18 @@ class Evolution:
         It is that of the candidates that were asked for last.
         """
         self._es.tell(list(self._asked), (-fitness).tolist())
+        generations = max(AVERAGE_GENERATIONS, AVERAGE_SHARE * self._generation)
+        weight = 1 / min(self._generation, generations)
+        self.average = (1 - weight) * self.average + weight * self.mean
 
-    def refine(self, basis: np.ndarray, sigma: float) -> None:
+    def restart(self, sigma: float, basis: np.ndarray | None = None) -> None:
         """Start anew from the mean, with candidates mean + sigma * y @ basis, y standard normal.
 
-        The basis (size, size) is regular. CMA-ES would not notice the new coordinates if it had
-        the time to learn the covariance that they stand for: in n dimensions some n^2 candidates.
+        The basis (size, size) is regular; without one y is the step itself. CMA-ES would not notice
+        the new coordinates if it had the time to learn the covariance that they stand for: in n
+        dimensions some n^2 candidates.
         """
-        start = np.linalg.solve(basis.T, self.mean)
+        start = self.mean if basis is None else np.linalg.solve(basis.T, self.mean)
         self._es, self._basis = self._start(start, sigma), basis
 
     def state_dict(self) -> dict:
@@ -82,7 +95,7 @@ class Evolution:
         state = {name: _dump(part, seen) for name, part in self._parts().items()}
         if self._basis is not None:
             state["basis"] = torch.from_numpy(self._basis)
-        return state
+        return state | {"average": torch.from_numpy(self.average)}
 
     def load_state_dict(self, state: dict) -> None:
         """Put back what `state_dict` gave, into a strategy of the same size and population."""
@@ -91,6 +104,7 @@ class Evolution:
         for name, part in self._parts().items():
             _restore(part, state[name], seen)
         self._basis = state["basis"].numpy() if "basis" in state else None
+        self.average = state["average"].numpy().copy()
 
     def _parts(self) -> dict:
         """The objects that change from generation to generation."""
@@ -104,21 +118,62 @@ class Evolution:
         }
 
 
-def reliability(returns: np.ndarray) -> float:
-    """The share of the candidates' differences in mean return (m, k) that is not chance.
+def even_basis(mean: np.ndarray, covariance: np.ndarray, actions: int = 3) -> np.ndarray:
+    """Steps of a controller's parameters that change its actions evenly, as a basis (P, P).
 
-    Two-way analysis of variance without interaction: what is left of the returns after the
-    means of candidates and of tracks are taken off is noise. 1: no noise; 0: nothing else.
-    0 as well for a single track, of which nothing can be told. NaN rows are left out.
+    `mean` (D,) and `covariance` K (D, D) are those of what it sees, x = [z h]. Random weights
+    change the actions where x varies most: the first four of 288 principal components have three
+    quarters of the variance, while such things as the car's speed are told by the smaller ones. So
+    the weights of an action are y (K + v I)^(-1/2), with v the mean variance of a component, on
+    x - mean: the components that vary more than v change the actions alike, and the others as their
+    weights allow. With standard normal y each raw action varies with a standard deviation of 1.
+    Parameters are in the order of `Controller.flat_parameters`.
     """
-    returns = returns[np.isfinite(returns).all(axis=1)]
-    m, k = returns.shape
-    differences = returns.mean(axis=1).var(ddof=1) if m > 1 else 0
-    if k == 1 or differences == 0:
-        return 0.0
-    rest = returns - returns.mean(1, keepdims=True) - returns.mean(0) + returns.mean()
-    noise = (rest**2).sum() / ((m - 1) * (k - 1)) / k
-    return float(np.clip(1 - noise / differences, 0, 1))
+    size = len(mean)
+    variances, axes = np.linalg.eigh(covariance)
+    scale = (variances.clip(0) + variances.mean()) ** -0.5
+    block = np.zeros((size + 1, size + 1))  # y of an action -> its weights and bias
+    block[:size, :size] = (axes * scale) @ axes.T
+    block[:size, size] = -block[:size, :size] @ mean
+    block[size, size] = 1
+    block /= np.sqrt((scale**2 * variances).sum() + 1)
+    blocks = np.kron(np.eye(actions), block)
+    columns = np.arange(actions * (size + 1)).reshape(actions, size + 1)
+    return blocks[:, np.concatenate([columns[:, :size].ravel(), columns[:, size]])]
+
+
+@dataclass
+class Progress:
+    """How far a training is; steps are those of the environment."""
+
+    generation: int = 0
+    evaluated: int = 0  # the generation of the last evaluation
+    steps: int = 0  # without those of evaluations
+    evaluation_steps: int = 0
+    seconds: float = 0.0
+    champion: Tensor | None = None  # the last generation's best candidate, (P,)
+    history: list[list[float]] = field(default_factory=list)  # see `record`
+    evaluations: list[list[float]] = field(default_factory=list)  # the same, the contenders' means
+
+    def record(self, rows: list[list[float]], *values: float) -> None:
+        """Add (generation, steps, seconds, values...) to `history` or `evaluations`."""
+        row = (self.generation, self.steps, self.seconds, *values)
+        rows.append([float(value) for value in row])
+
+
+def finite_fitness(returns: np.ndarray) -> np.ndarray:
+    """Fitness (m,): mean of the returns (m, k); with one that is NaN, the generation's worst.
+
+    Raises UserError where there is no other.
+    """
+    fitness = returns.mean(axis=1)
+    bad = ~np.isfinite(fitness)
+    if bad.all():
+        raise UserError("every candidate's return is NaN: V or M in the logdir are broken")
+    if bad.any():
+        print(f"{bad.sum()} candidates acted or returned NaN and get the worst fitness")
+        fitness[bad] = fitness[~bad].min()
+    return fitness
 
 
 def _storable(value) -> bool:

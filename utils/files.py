@@ -62,10 +62,13 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
     path = folder / f".{what}.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115 (errors of the body are not ours to catch)
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # that of another user will do, too
+            lock = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to: {error.strerror}") from None
-    with file:
+        raise UserError(f"{error.filename} cannot be written to: {error.strerror}") from None
+    with os.fdopen(lock, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

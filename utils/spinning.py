@@ -30,11 +30,8 @@ class SleepingThreads:
     """OpenMP's threads that do nothing but be there: more than cores, with those that compute."""
 
     def __init__(self):
-        computing = torch.get_num_threads()
-        # Each thread that calls OpenMP gets a team of its own.
-        teams = len(os.sched_getaffinity(0)) // max(1, computing - 1) + 1
         self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._hold, daemon=True) for _ in range(teams)]
+        self._threads = [threading.Thread(target=self._hold, daemon=True) for _ in range(teams())]
         for thread in self._threads:
             thread.start()
 
@@ -48,12 +45,34 @@ class SleepingThreads:
             thread.join()
 
 
+def teams() -> int:
+    """How many there have to be: each thread that calls OpenMP gets a team of its own."""
+    return len(os.sched_getaffinity(0)) // max(1, torch.get_num_threads() - 1) + 1
+
+
+def room_for(threads: int) -> bool:
+    """Whether so many threads can be made, by trying: OpenMP ends the process where it cannot."""
+    end, started = threading.Event(), []
+    try:
+        for _ in range(threads):
+            started.append(threading.Thread(target=end.wait, daemon=True))
+            started[-1].start()
+    except RuntimeError:
+        started.pop()
+        return False
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
+    return True
+
+
 class Watch:
     """Has SleepingThreads while cores are shared."""
 
     def __init__(self):
         self.sleeping: SleepingThreads | None = None
-        self._told = False
+        self._told = self._no_room = False
         self._before, self._at = waited(), time.monotonic()
 
     def look(self) -> None:
@@ -65,7 +84,11 @@ class Watch:
 
     def decide(self, share: float) -> None:
         """`share` of the time for which the thread that waited longest had to wait for a core."""
-        if self.sleeping is None and share > SHARED:
+        if self.sleeping is None and share > SHARED and not self._no_room:
+            if not room_for(2 * teams() * torch.get_num_threads()):
+                self._no_room = True
+                tqdm.write("cores are shared with other processes; no room for more threads")
+                return
             if not self._told:
                 self._told = True
                 tqdm.write("cores are shared with other processes: torch's threads wait asleep")
@@ -91,8 +114,9 @@ def waited() -> dict[str, float]:
 
 @contextmanager
 def share_cores() -> Iterator[None]:
-    """Watch while the block runs; nothing to do where torch has one thread."""
-    if torch.get_num_threads() == 1 or not waited():
+    """Watch while the block runs, where torch has several threads, nearly one for each core."""
+    # With a quota far below the cores there would have to be many teams.
+    if torch.get_num_threads() == 1 or teams() > 4 or not waited():
         yield
         return
     watch, end = Watch(), threading.Event()

@@ -101,6 +101,8 @@ class WorkerPool:
         self._workers = [self._start(index) for index in range(count)]
 
     def _start(self, index: int) -> _Worker:
+        with open(self._log_dir / f"worker_{index}.log", "ab"):
+            pass  # what is wrong with it is said here, and not in a worker without a log
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_work_until_closed,

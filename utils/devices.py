@@ -1,17 +1,12 @@
-"""Devices, precision, seeds and early stopping: what the training scripts share."""
+"""Devices, precision and threads: where and how a script computes."""
 
 import functools
-import hashlib
-import math
 import os
 
-import numpy as np
 import torch
-from torch import nn
 
 from utils.cli import OTHER_DEVICE, UserError, first_line, gpu_is_full
 from utils.cores import available_cores
-from utils.streams import stream
 
 
 def choose_device(name: str) -> torch.device:
@@ -96,55 +91,3 @@ def describe(device: torch.device, precision: torch.dtype) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     threads = f"{torch.get_num_threads()} threads"
     return f"device: {device} ({name}, {threads}), {str(precision).removeprefix('torch.')}"
-
-
-def require_finite(loss: float, label: str, advice: str) -> None:
-    """Raise UserError, with what to do about it, when a loss is NaN or infinite."""
-    if not math.isfinite(loss):
-        raise UserError(f"the loss became {loss} in {label}; the state before it is kept. {advice}")
-
-
-def seed_epoch(purpose: str, seed: int, epoch: int) -> np.random.Generator:
-    """Seed torch for one epoch and return a NumPy generator for its data order.
-
-    All that is random in an epoch depends on these alone, so a training that is resumed at an
-    epoch's start goes on exactly as the one that was never interrupted.
-    """
-    generator = stream(purpose, seed, epoch)
-    torch.manual_seed(int(generator.integers(2**63)))
-    return generator
-
-
-def weights_digest(*modules: nn.Module) -> str:
-    """A fingerprint of the modules' weights, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-class EarlyStopping:
-    """Says stop when the loss did not improve for `patience` epochs in a row."""
-
-    def __init__(self, patience: int = 30):
-        self.patience = patience
-        self.best = float("inf")
-        self.bad_epochs = 0
-
-    def step(self, loss: float) -> None:
-        if loss < self.best:
-            self.best, self.bad_epochs = loss, 0
-        else:
-            self.bad_epochs += 1
-
-    @property
-    def stop(self) -> bool:
-        return self.bad_epochs >= self.patience
-
-    def state_dict(self) -> dict:
-        return {"best": self.best, "bad_epochs": self.bad_epochs}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.best, self.bad_epochs = state["best"], state["bad_epochs"]

@@ -9,15 +9,24 @@ import torch
 
 from data.episodes import Episode, write_episode
 from data.policies import RANDOM_POLICIES
-from envs.parallel import agent_digest, load_agent, load_controller
-from envs.rollouts import AgentPolicy, Policy, play
+from envs.rollouts import Policy, play
 from envs.simulator import MAX_STEPS, Simulator
 from envs.tracks import track_seeds
-from models.agent import Driving
-from utils.checkpoint import stage_weights
+from models.agent import AgentPolicy
+from models.logdir import (
+    Driving,
+    agent_digest,
+    load_agent,
+    load_controller,
+    stage_weights,
+    weights_digest,
+)
+from utils.devices import choose_device, fast_precision
 from utils.frames import SIZE, to_64
-from utils.learning import choose_device, fast_precision, weights_digest
 from utils.streams import stream
+
+# Episodes that one process plays in lockstep: 12 MB of frames each.
+BATCH = 8
 
 # (episode numbers, seed) -> the policy for these episodes
 PolicyMaker = Callable[[list[int], int], Policy]
@@ -55,7 +64,7 @@ class Driver(NamedTuple):
 
 def load_driver(logdir: Path) -> Driver:
     """The controller of `logdir`. Raises UserError where something is missing."""
-    path = stage_weights(logdir, "ctrl", "python traincontroller.py")
+    path = stage_weights(logdir, "ctrl")
     controller, driving, _ = load_controller(path)
     models = agent_digest(logdir, driving)
     digest = f"{models}-{weights_digest(controller)[:16]}"
@@ -126,3 +135,21 @@ def play_episodes(
     environments = Simulator(tracks)
     play(environments, n, n, make_policy(numbers, seed), watch, patience)
     environments.close()
+
+
+def setup_worker(
+    index: int,
+    policy: str,
+    seed: int,
+    patience: int,
+    driver: Driver | None = None,
+    noise: float = 0.0,
+):
+    """What a worker process does with a unit, a dict of episode numbers and their paths."""
+    torch.set_num_threads(1)
+    make = random_policy(policy) if driver is None else controller_policy(driver, noise)
+
+    def work(paths: dict[int, Path], report) -> None:
+        play_episodes(paths, make, seed, patience, lambda k, steps: report((k, steps)), report)
+
+    return work
