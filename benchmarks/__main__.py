@@ -106,8 +106,8 @@ def main() -> None:
     for name in ("psutil", "matplotlib"):
         if importlib.util.find_spec(name) is None:
             raise UserError(f"{name} is missing; pip install -r requirements-dev.txt")
-    about = machine() | {"repeats": str(args.repeats)}
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    facts = machine() | {"repeats": str(args.repeats)}
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
     print("| stage | ours | measured against | of that | ratio | target |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     rows: list[Row] = []
@@ -120,7 +120,7 @@ def main() -> None:
         rows += measured
         if args.json:  # after each stage, so that a failure loses no row
             with atomic_write(args.json) as file:
-                content = {"machine": about, "rows": [row._asdict() for row in rows]}
+                content = {"machine": facts, "rows": [row._asdict() for row in rows]}
                 file.write(json.dumps(content, indent=2).encode())
     if args.plot:
         plot(rows, args.plot)

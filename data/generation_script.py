@@ -176,7 +176,7 @@ def generate(args: Namespace) -> None:
     made: dict[int, int] = {}
     with tqdm(total=len(missing), unit="episode", desc="generating") as bar:
 
-        def news(content: tuple[int, int]) -> None:
+        def receive(content: tuple[int, int]) -> None:
             number, steps = content
             made[number] = steps
             bar.n = len(made)
@@ -189,7 +189,7 @@ def generate(args: Namespace) -> None:
             (args.policy, args.seed, args.patience, driver, args.noise),
             rootdir / "logs",
         ) as pool:
-            for _ in pool.run(units, news):
+            for _ in pool.run(units, receive):
                 pass
     if len(made) < len(missing):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Gymnasium's CarRacing-v3 whose frames `envs.drawing` makes: the same to the last bit, sooner."""
+"""Gymnasium's CarRacing-v3 whose frames `envs.drawing` makes: faster, the same to the last bit."""
 
 import functools
 import math

@@ -1,6 +1,7 @@
 """Rollouts of controllers shared out over worker processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,19 @@ class Rollouts(NamedTuple):
     patience: int  # see envs.rollouts.play
 
 
+@contextmanager
+def plain_errors(device: torch.device, no_memory: str) -> Iterator[None]:
+    """Raise UserError for what a GPU says, with `no_memory` where it is full."""
+    try:
+        yield
+    except RuntimeError as error:
+        if gpu_is_full(error):
+            raise UserError(no_memory) from error
+        if gpu_fails(error):
+            raise UserError(f"{device}: {first_line(error)}; {OTHER_DEVICE}") from error
+        raise
+
+
 def setup_worker(
     index: int,
     logdir: Path,
@@ -53,47 +67,36 @@ def setup_worker(
         f"{chosen} has not enough memory for worker {index} of {workers}; "
         "use a smaller --max-workers, or more GPUs in CUDA_VISIBLE_DEVICES"
     )
-    try:
+    with plain_errors(chosen, no_memory):
         agent = load_agent(logdir, chosen, fast_precision(chosen), driving, models)
-    except RuntimeError as error:
-        if gpu_is_full(error):
-            raise UserError(no_memory) from error
-        if gpu_fails(error):
-            raise UserError(f"{chosen}: {first_line(error)}; {OTHER_DEVICE}") from error
-        raise
     print(f"worker {index}: {chosen}, {threads} threads", flush=True)
-    underway, told = False, False
+    stepped, reported = False, False
 
     def work(unit: Rollouts, report: Callable) -> tuple[np.ndarray, np.ndarray]:
-        nonlocal told
+        nonlocal reported
         n = going = len(unit.seeds)
 
         def watch(ids: np.ndarray, *_) -> None:
-            nonlocal underway, going
+            nonlocal stepped, going
             report()
-            if not underway:
+            if not stepped:
                 print(f"worker {index}: first step", flush=True)
-                underway = True
+                stepped = True
             if len(ids) < going:
                 going = len(ids)
                 report((unit.number, n - going))
 
         environments = Simulator(unit.seeds)
         try:
-            policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
-            results = play(environments, n, n, policy, watch, unit.patience)
-        except RuntimeError as error:
-            if gpu_is_full(error):
-                raise UserError(no_memory) from error
-            if gpu_fails(error):
-                raise UserError(f"{chosen}: {first_line(error)}; {OTHER_DEVICE}") from error
-            raise
+            with plain_errors(chosen, no_memory):
+                policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
+                results = play(environments, n, n, policy, watch, unit.patience)
         finally:
             environments.close()
-        if chosen.type == "cuda" and not told:
+        if chosen.type == "cuda" and not reported:
             held = torch.cuda.max_memory_reserved(chosen) / 2**20
             report(f"worker {index} holds {held:.0f} MiB of {chosen}, beside CUDA's own context")
-            told = True
+            reported = True
         return results
 
     return work
@@ -156,14 +159,14 @@ def run_rollouts(
             progress(rollouts - finished[number])
             finished[number] = rollouts
 
-    def news(content: str | tuple[int, int]) -> None:
+    def receive(content: str | tuple[int, int]) -> None:
         if isinstance(content, str):
             print(content)
         else:
             advance(*content)
 
     returns, lengths = np.empty((m, k)), np.empty((m, k), np.int64)
-    for number, (unit_returns, unit_lengths) in pool.run(units, news):
+    for number, (unit_returns, unit_lengths) in pool.run(units, receive):
         rows, columns = zip(*shares[number], strict=True)
         returns[rows, columns], lengths[rows, columns] = unit_returns, unit_lengths
         advance(number, len(shares[number]))

@@ -13,7 +13,7 @@ FEW_FRAMES = 64
 
 
 class PackedEncoder(Encoder):
-    """An encoder for inference alone on the CPU: the same results, sooner.
+    """An encoder for inference alone on the CPU: the same results, faster.
 
     oneDNN wants a convolution's weights in an order of its own. `nn.Conv2d` brings them into it
     in every call, which is most of the time of a single frame, and the ReLU is another pass over

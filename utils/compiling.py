@@ -52,11 +52,11 @@ class _Teller(event.Listener):
     """Says on one line that something is being compiled, once for a process."""
 
     def __init__(self):
-        self.told = False
+        self.reported = False
 
     def on_start(self, event: event.Event) -> None:
-        if not self.told:
-            self.told = True
+        if not self.reported:
+            self.reported = True
             folder = event.data["dispatcher"].stats.cache_path
             print(f"compiling the loops that draw, some 10 s (kept in {folder})", flush=True)
 

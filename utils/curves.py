@@ -26,7 +26,7 @@ class Curves:
         self.folder, self.first_step = folder, first_step
         self._file: EventsWriter | None = None
         self._files = 0
-        self._told = False
+        self._reported = False
 
     def add(self, values: dict[str, float], step: int) -> None:
         """A point of each of some curves, on disk when this returns."""
@@ -45,13 +45,13 @@ class Curves:
             self._file.flush()
             self.first_step = step + 1  # a new file leaves all that is written as it is
         except Exception as error:  # of the file system, or of whatever tensorboardX does there
-            if not self._told:
+            if not self._reported:
                 print(
                     f"{self.folder}: curves cannot be written ({first_line(error)}); going on "
                     "without those of this time",
                     file=sys.stderr,
                 )
-                self._told = True
+                self._reported = True
             self.close()  # what follows half a record could not be read: try a new file next time
             for file in self.folder.glob(f"events*.{os.getpid()}.{self._files}"):
                 with suppress(OSError):

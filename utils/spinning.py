@@ -72,7 +72,7 @@ class Watch:
 
     def __init__(self):
         self.sleeping: SleepingThreads | None = None
-        self._told = self._no_room = False
+        self._reported = self._no_room = False
         self._before, self._at = waited(), time.monotonic()
 
     def look(self) -> None:
@@ -89,8 +89,8 @@ class Watch:
                 self._no_room = True
                 tqdm.write("cores are shared with other processes; no room for more threads")
                 return
-            if not self._told:
-                self._told = True
+            if not self._reported:
+                self._reported = True
                 tqdm.write("cores are shared with other processes: torch's threads wait asleep")
             self.sleeping = SleepingThreads()
         elif self.sleeping is not None and share < IDLE:

@@ -78,10 +78,10 @@ class WorkerPool:
     """`count` processes, each of which calls `setup(index, *arguments)` once and then works.
 
     `setup` is a function of a module (it travels by name). It returns `work(unit, report)`,
-    which returns the unit's result and may call `report(news)` on the way. It calls `report()`, as
-    a sign of life, more often than every `stuck_after` seconds, else it is killed and its unit done
-    again by another worker. What a worker prints goes to `log_dir/worker_<index>.log`. A context
-    manager: at its end all workers are gone.
+    which returns the unit's result and may call `report(content)` on the way. It calls `report()`,
+    as a sign of life, more often than every `stuck_after` seconds, else it is killed and its unit
+    done again by another worker. What a worker prints goes to `log_dir/worker_<index>.log`.
+    A context manager: at its end all workers are gone.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class WorkerPool:
         return _Worker(process, ours)
 
     def run(
-        self, units: Sequence[Any], news: Callable[[Any], None] | None = None
+        self, units: Sequence[Any], receive: Callable[[Any], None] | None = None
     ) -> Iterator[tuple[int, Any]]:
         """Share `units` out and yield (index of the unit, result) as they are finished.
 
@@ -152,9 +152,9 @@ class WorkerPool:
                     raise Refused(content)
                 elif task[0] != run:  # of a run that was left early
                     continue
-                elif kind == "news":
-                    if news is not None:
-                        news(content)
+                elif kind == "message":
+                    if receive is not None:
+                        receive(content)
                 else:
                     errors = kills = 0
                     missing -= 1
@@ -244,10 +244,10 @@ def _work_until_closed(
         task, last_sign = None, 0.0
 
         def report(content: Any = None) -> None:
-            """Send news, or without any a sign of life."""
+            """Send a message, or without any content a sign of life."""
             nonlocal last_sign
             if content is not None:
-                connection.send(("news", task, content))
+                connection.send(("message", task, content))
             elif time.monotonic() - last_sign > SIGN_EVERY:
                 connection.send(("life", task, None))
                 last_sign = time.monotonic()
