@@ -36,12 +36,13 @@ made "$logdir/vae/best.tar, pictures in $logdir/vae/samples/"
 
 stage "3/5 M: the MDN-RNN"
 python trainmdrnn.py --logdir "$logdir" --rootdir "$logdir/data" --seed "$seed" --device cpu \
-    --epochs 4
+    --epochs 8
 made "$logdir/mdrnn/best.tar"
 
 stage "4/5 C: the controller"
 python traincontroller.py --logdir "$logdir" --seed "$seed" --device cpu --display \
-    --n-samples 2 --max-generations 20 --refine-from 0 --eval-every 5 --eval-rollouts 16
+    --n-samples 1 --patience 50 --max-generations 22 --refine-from 8 --refine-screen 0 \
+    --eval-every 22 --eval-rollouts 16
 made "$logdir/ctrl/best.tar"
 
 stage "5/5 test: tracks that no training has seen"
