@@ -7,10 +7,10 @@ cd "$(dirname "$0")/.."
 logdir=${LOGDIR:-quickstart}
 seed=${SEED:-0}
 cat << TEXT
-This will, on the CPU, in some 12 minutes on 2 cores after the installation:
+This will, on the CPU, in some 13 minutes on 2 cores after the installation:
   - install torch and the rest into .venv, where that was not done (6 GB, a few minutes)
   - show the trained controller of pretrained/ in a video
-  - play 24 random episodes, train V, M and C on them, and score C before and after (60 MB)
+  - play 24 random episodes, train V, M and C on them, and score C before and after (160 MB)
 All that it makes is in $logdir/. Stopped and run again, it continues.
 TEXT
 
