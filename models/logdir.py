@@ -32,9 +32,7 @@ SCRIPTS = {"vae": "trainvae.py", "mdrnn": "trainmdrnn.py", "ctrl": "traincontrol
 class Driving(NamedTuple):
     """What a controller is trained with, beyond the weights of V and M."""
 
-    memory: str = (
-        "trained"  # M's LSTM; or "random": an LSTM with random weights; or "none": z alone
-    )
+    memory: str = "trained"  # M's LSTM; or "random", with random weights; or "none": z alone
     memory_seed: int = 0  # of the random weights
     actions: str = "clip"  # raw actions clipped to the box; or "squash": tanh and sigmoid
     latent_size: int = LATENT_SIZE

@@ -415,8 +415,9 @@ def test_a_foreign_checkpoint_stays_the_best_until_it_is_beaten(run_here, tmp_pa
     # At such a rate nothing gets better.
     done = run_here(*command, "--nosamples", "--epochs", 4, "--learning-rate", 0.5, cwd=tmp_path)
     assert "weights of epoch 3" in done.stdout
-    best = load_checkpoint(tmp_path / "exp/vae/best.tar")["state_dict"]
-    assert all(torch.equal(best[name], tensor) for name, tensor in weights.items())
+    best = load_checkpoint(tmp_path / "exp/vae/best.tar")
+    assert best["epoch"] == 3
+    assert all(torch.equal(best["state_dict"][name], tensor) for name, tensor in weights.items())
 
 
 def test_a_checkpoint_tells_what_was_trained(run_here, tmp_path):

@@ -190,11 +190,12 @@ class Fitting:
         """
         path = self.folder / "best.tar"
         latest = copy.deepcopy(self.model.state_dict())
-        epoch = load_weights(self.model, path).get("epoch", 0) if path.exists() else 0
+        if path.exists():
+            load_weights(self.model, path)
         best = test()
         print(f"{path}: test loss {best:.5g} on the episodes that are held out here")
         if not path.exists():  # a checkpoint of another program: it may stay the best
-            save_checkpoint(path, {"epoch": epoch, "precision": best, "state_dict": latest})
+            save_checkpoint(path, {"epoch": self.done, "precision": best, "state_dict": latest})
         self.model.load_state_dict(latest)
         self.stopping.best, self.stopping.bad_epochs = best, 0
         self.scheduler.best, self.scheduler.num_bad_epochs = best, 0
