@@ -170,6 +170,8 @@ def watch_episode(agent, parameters: torch.Tensor, seed: int, view: Path | str, 
 
     Raises WindowClosed.
     """
+    # One car gains nothing from more threads, and the video's encoder wants the other cores.
+    torch.set_num_threads(1)
     recording = nullcontext() if view == "window" else Video(view, load_vae(args.logdir))
     simulator = Simulator([seed], "human" if view == "window" else "rgb_array")
 

@@ -10,7 +10,7 @@ cat << TEXT
 This will, on the CPU, in some 13 minutes on 2 cores after the installation:
   - install torch and the rest into .venv, where that was not done (6 GB, a few minutes)
   - show the trained controller of pretrained/ in a video
-  - play 24 random episodes, train V, M and C on them, and score C before and after (160 MB)
+  - play 32 random episodes, train V, M and C on them, and score C before and after (160 MB)
 All that it makes is in $logdir/. Stopped and run again, it continues.
 TEXT
 
@@ -26,7 +26,8 @@ made "$logdir/pretrained.mp4"
 
 # Two processes on any machine, because the files' names tell the process.
 stage "1/5 data: episodes with the random policy"
-python data/generation_script.py --rootdir "$logdir/data" --rollouts 24 --threads 2 --seed "$seed"
+python data/generation_script.py --rootdir "$logdir/data" --rollouts 32 --threads 2 --seed "$seed" \
+    --patience 100
 made "$logdir/data/thread_*/rollout_*.npz"
 
 stage "2/5 V: the autoencoder"
@@ -41,8 +42,8 @@ made "$logdir/mdrnn/best.tar"
 
 stage "4/5 C: the controller"
 python traincontroller.py --logdir "$logdir" --seed "$seed" --device cpu --display \
-    --n-samples 1 --patience 50 --max-generations 22 --refine-from 8 --refine-screen 0 \
-    --eval-every 22 --eval-rollouts 16
+    --n-samples 1 --patience 50 --max-generations 20 --refine-from 8 --refine-screen 0 \
+    --eval-every 20 --eval-rollouts 16
 made "$logdir/ctrl/best.tar"
 
 stage "5/5 test: tracks that no training has seen"

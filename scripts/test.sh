@@ -9,4 +9,4 @@ make_environment requirements-dev.txt
 ruff check .
 ruff format --check .
 # Two tests at a time, each computing on one thread: most of them wait for imports.
-OMP_NUM_THREADS=1 python -m pytest -n 2 "$@"
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal "$@"

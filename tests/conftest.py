@@ -21,6 +21,7 @@ from models.vae import VAE
 from utils.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
+SHORT = 200  # steps of an episode in the processes that are forked; see preloaded.py
 
 
 def make_episode(steps: int, seed: int = 0, size: int = 64) -> Episode:
@@ -46,11 +47,11 @@ def write_dataset(rootdir: Path, lengths: list[int]) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def import_once():
-    """Start the server from which scripts and workers are forked, with most of their imports."""
-    # torch._dynamo is what the first optimizer imports.
-    modules = ["torch", "torch._dynamo", "tensorboardX", "cma", "numba", "gymnasium"]
-    multiprocessing.forkserver.set_forkserver_preload(modules)
-    multiprocessing.forkserver.ensure_running()
+    """Start the server from which scripts and workers are forked, with what `preloaded` imports."""
+    multiprocessing.forkserver.set_forkserver_preload(["preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        multiprocessing.forkserver.ensure_running()
     workers_from_server()
 
 
@@ -78,6 +79,7 @@ def fork(script, *arguments, cwd, env=None, stdout=os.devnull, stderr=os.devnull
 
 
 def forked(command, cwd, environment, stdout, stderr):
+    assert "preloaded" in sys.modules  # the server passes over what it cannot import
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

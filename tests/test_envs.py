@@ -3,10 +3,10 @@ import gc
 import numpy as np
 import pytest
 import torch
-from conftest import make_experiment
+from conftest import SHORT, make_experiment
 from PIL import Image
 
-from envs import simulator
+from envs import rollouts, simulator
 from envs.parallel import UNIT, run_rollouts, setup_worker, start_workers
 from envs.rollouts import play, seen_in_driving
 from envs.simulator import Simulator
@@ -218,22 +218,23 @@ def test_batch_equals_one_environment_at_a_time(experiment, monkeypatch):
         assert lengths[i] == length[0] == 120
 
 
-def test_workers_give_each_rollout_its_place(experiment):
+def test_workers_give_each_rollout_its_place(experiment, monkeypatch):
     """The matrix of returns does not depend on how the rollouts were shared out."""
     # Three that reach different numbers of tiles, and are soon stuck.
     parameters, seeds = controllers(12)[[0, 10, 11]].numpy(), track_seeds("test", 2, 5)
     with start_workers(experiment, CPU, 2, 6, agent_digest(experiment)) as pool:
         assert len(pool) == 2
         counted = []
-        rollouts = (parameters, seeds)
-        returns, lengths = run_rollouts(pool, *rollouts, counted.append, patience=60)
-        again, _ = run_rollouts(pool, *rollouts, patience=60)
+        returns, lengths = run_rollouts(pool, parameters, seeds, counted.append, patience=60)
+        again, _ = run_rollouts(pool, parameters, seeds, patience=60)
     assert returns.shape == lengths.shape == (3, 2)
     assert sum(counted) == 6
     assert len(counted) > 2  # told as they end, not by the unit
     assert len(set(returns.ravel().round(1))) == 6  # each has a place of its own
     np.testing.assert_array_equal(returns, again)
     agent = load_agent(experiment, CPU, fast_precision(CPU))
+    for module in (simulator, rollouts):  # as in the workers
+        monkeypatch.setattr(module, "MAX_STEPS", SHORT)
     for i, j in ((0, 1), (2, 0)):
         alone, _ = play(
             Simulator([seeds[j]]),
@@ -365,22 +366,25 @@ def test_what_is_seen_in_driving_is_z_and_the_h_beside_it(driving, experiment):
     seeds = track_seeds("train", 3, 0)
     mean, covariance, steps = seen_in_driving(agent, parameters, seeds, patience=12)
 
-    rows = []
+    rows, driven = [], 0
     for seed, weights in zip(seeds, parameters, strict=True):
         h, c = agent.initial_state(1)
+        of_one = []
 
-        def drive(ids, frames, weights=weights):
+        def drive(ids, frames, weights=weights, of_one=of_one):
             nonlocal h, c
             seen = torch.from_numpy(np.ascontiguousarray(frames))
-            rows.append(torch.cat([agent.observe(seen), h], dim=1)[0].detach().numpy())
+            of_one.append(torch.cat([agent.observe(seen), h], dim=1)[0].detach().numpy())
             action, h, c = agent.step(seen, weights[None], h, c)
             return action.numpy()
 
         environments = Simulator([seed])
         play(environments, 1, 1, drive, patience=12)
         environments.close()
+        driven += len(of_one)
+        rows += of_one[::4]
     rows = np.array(rows, np.float64)
-    assert steps == len(rows)
+    assert steps == driven > len(rows)
     assert rows.shape[1] == len(mean) == (288 if driving == DEFAULT else 32)
     np.testing.assert_allclose(mean, rows.mean(0), atol=1e-4)
     np.testing.assert_allclose(covariance, np.cov(rows.T, bias=True), atol=1e-4)

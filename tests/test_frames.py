@@ -20,9 +20,12 @@ WAYS = list(ways(0))
 
 
 @pytest.mark.parametrize(("seed", "way"), list(enumerate(WAYS, start=100)))
-def test_whole_episodes_are_those_of_gymnasium(seed, way):
-    """Every pixel, reward and end, each way of driving on a track of its own."""
-    compared = compare((seed, way, simulator.MAX_STEPS))
+def test_episodes_are_those_of_gymnasium(seed, way):
+    """Every pixel, reward and end, each way of driving on a track of its own.
+
+    Whole episodes of the shipped controller; of the others `scripts/compare_frames.py` has them.
+    """
+    compared = compare((seed, way, simulator.MAX_STEPS if "shipped" in way else 300))
     assert (compared.differing, compared.other) == (0, "")
     # Some leave the field, and the shipped controller finishes its lap.
     assert compared.frames > 150

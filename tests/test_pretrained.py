@@ -1,11 +1,13 @@
 """The logdir that is shipped drives."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT
 
 from envs import simulator
 from envs.rollouts import play
@@ -21,18 +23,9 @@ def test_pretrained_drives_three_tracks(tmp_path):
     for stage in ("vae", "mdrnn", "ctrl"):  # workers log into the logdir: not into the shipped one
         (tmp_path / "pretrained").mkdir(exist_ok=True)
         (tmp_path / "pretrained" / stage).symlink_to(PRETRAINED / stage)
-    options = [
-        "--logdir",
-        "pretrained",
-        "--no-render",
-        "--episodes",
-        3,
-        "--device",
-        "cpu",
-        "--seed",
-        1,
-    ]
-    done = run_script("test_controller.py", *options, cwd=tmp_path)
+    options = ["--logdir", "pretrained", "--no-render", "--episodes", "3", "--seed", "1"]
+    command = [sys.executable, ROOT / "test_controller.py", *options, "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "note:" not in done.stdout, done.stdout + done.stderr
     mean = float(done.stdout.splitlines()[-1].split()[1])
     assert mean > 800, done.stdout

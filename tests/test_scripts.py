@@ -14,10 +14,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROOT, make_experiment, run_script, write_dataset
+from conftest import ROOT, SHORT, make_experiment, run_script, write_dataset
 from PIL import Image
 
 from data.episodes import list_episodes, read_episode
+from envs import simulator
 from envs.rollouts import play
 from envs.simulator import Simulator
 from envs.tracks import track_seeds
@@ -39,7 +40,7 @@ TINY = {
     "trainvae.py": ["--epochs", "1", "--batch-size", "64"],
     "trainmdrnn.py": ["--epochs", "1"],
     "traincontroller.py": [
-        *("--pop-size", "3", "--n-samples", "1", "--max-generations", "1"),
+        *("--pop-size", "3", "--n-samples", "1", "--max-generations", "1", "--sigma", "0.001"),
         *("--eval-every", "1", "--eval-rollouts", "1", "--patience", "5"),
     ],
     "test_controller.py": ["--episodes", "1"],
@@ -59,8 +60,14 @@ def readme_commands():
 
 
 def test_readme_commands_end_to_end(tmp_path):
-    """Each of the README's commands works, one after the other, in the folder of a user."""
+    """Each of the README's commands works, one after the other, in the folder of a user.
+
+    The search starts from a controller that soon leaves the field, which spares minutes.
+    """
     commands = readme_commands()
+    logdir = make_experiment(tmp_path / "exp_dir")
+    for stage in ("vae", "mdrnn"):
+        shutil.rmtree(logdir / stage)
     assert {c[0] for c in commands} >= set(TINY)
     printed = {}
     for script, *arguments in commands:
@@ -74,7 +81,6 @@ def test_readme_commands_end_to_end(tmp_path):
         printed[script] = done.stdout
     assert len(list_episodes(tmp_path / "datasets" / "carracing")) == 3
     assert len(list_episodes(tmp_path / "datasets" / "round_2")) == 6
-    logdir = tmp_path / "exp_dir"
     for path in ("vae/best.tar", "mdrnn/best.tar", "ctrl/best.tar", "ctrl/checkpoint.tar"):
         load_checkpoint(logdir / path)
     samples = {p.name for p in (logdir / "vae" / "samples").iterdir()}
@@ -350,7 +356,7 @@ def test_evaluations_run_in_full_whatever_the_patience(tmp_path):
     assert pool.seen == {0} and judge.best == 0 and steps == 4 and means.tolist() == [0, 0]
 
 
-def test_a_controller_of_z_alone_is_trained_resumed_and_driven(experiment, tmp_path):
+def test_a_controller_of_z_alone_is_trained_resumed_and_driven(experiment, tmp_path, monkeypatch):
     shutil.rmtree(experiment / "ctrl")
     command = ["traincontroller.py", "--logdir", experiment, "--memory", "none", "--patience", 5]
     command += ["--pop-size", 3, "--n-samples", 1, "--eval-rollouts", 2]
@@ -363,8 +369,9 @@ def test_a_controller_of_z_alone_is_trained_resumed_and_driven(experiment, tmp_p
     assert parameters.shape == (99,)
     agent = load_agent(experiment, CPU, fast_precision(CPU), driving)
     policy = AgentPolicy(agent, parameters.expand(2, -1))
+    monkeypatch.setattr(simulator, "MAX_STEPS", SHORT)
     returns, _ = play(Simulator(track_seeds("evaluate", 2)), 2, 2, policy)
-    # Rounding differs with the size of a batch; over 1000 steps it may cost a tile.
+    # Rounding differs with the size of a batch, which may cost a tile.
     assert best["reward"] == pytest.approx(returns.mean(), abs=5)
 
 
@@ -376,8 +383,8 @@ def test_what_was_begun_on_envpool_goes_on_and_it_is_said(experiment, run_here, 
     assert run_script(*command, "--max-generations", 1, cwd=tmp_path).returncode == 0
     paths = [experiment / "ctrl" / name for name in ("checkpoint.tar", "best.tar")]
     training, best = (load_checkpoint(path) for path in paths)
-    for simulator, told in (("gymnasium", False), ("envpool", True)):
-        training["options"]["simulator"] = best["conditions"]["simulator"] = simulator
+    for name, told in (("gymnasium", False), ("envpool", True)):
+        training["options"]["simulator"] = best["conditions"]["simulator"] = name
         save_checkpoint(paths[0], training)
         save_checkpoint(paths[1], best)
         again = run_script(*command, "--max-generations", 1, cwd=tmp_path)
