@@ -188,7 +188,7 @@ def watch_episode(agent, parameters: torch.Tensor, seed: int, view: Path | str, 
                         raise WindowClosed(f"after {steps} steps with a return of {so_far:.1f}")
                 elif not video.failed:
                     with video.trying():
-                        video.add(simulator.picture(0), frames[0])
+                        video.add(lambda: simulator.picture(0), frames[0])
 
             returns, _ = play(simulator, 1, 1, AgentPolicy(agent, parameters), watch)
     finally:

@@ -139,7 +139,7 @@ def write_pictures(
     originals (N, 64, 64, 3) uint8; rows of 8 originals each have their reconstructions
     in the row below. They go to the folder `samples` and to TensorBoard.
     """
-    # Not at the top: it takes as long as torch, and a mistake in an option should be told at once.
+    # Not at the top: it takes as long as torch, and a mistake in an option should be shown at once.
     from torchvision.utils import make_grid, save_image
 
     model.eval()

@@ -4,7 +4,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -19,7 +19,7 @@ from utils.cli import first_line
 from utils.files import TEMPORARY
 from utils.frames import pixels_to_unit, to_64
 
-FRAMES_PER_SECOND = 50
+FRAMES_PER_SECOND = 25  # of a video, which has every second step of the 50 in a second
 VIDEO_SUFFIXES = (".mp4", ".gif")
 PANEL = 200  # side of the pictures beside the car's, in pixels
 
@@ -61,8 +61,7 @@ class Video:
     """Writes an episode as mp4 or gif: the car (400, 600), beside it what V sees and keeps of it.
 
     A context, at whose end the file takes its name; an error, or Ctrl-C, leaves nothing of it. What
-    keeps it from being made is said on a line, and costs the video alone. A gif has every second
-    frame, at half size.
+    keeps it from being made is said on a line, and costs the video alone. A gif has half the size.
     """
 
     def __init__(self, path: Path, vae: VAE):
@@ -89,11 +88,11 @@ class Video:
         self.decoder = vae.decoder.eval()
         self.encoder = inference_encoder(vae.encoder, torch.device("cpu"), torch.float32)
         self.gif = self.path.suffix == ".gif"
-        self.frames = 0
+        self.steps = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.unfinished.touch()  # ffmpeg opens it too late to be asked why it cannot
         if self.gif:
-            duration = 2 * 1000 / FRAMES_PER_SECOND  # milliseconds
+            duration = 1000 / FRAMES_PER_SECOND  # milliseconds
             # In memory: a writer that failed on a full disk tries again when it is collected.
             self.in_memory = io.BytesIO()
             self.writer = imageio.get_writer(
@@ -105,10 +104,10 @@ class Video:
             )
 
     @torch.inference_mode()
-    def add(self, picture: np.ndarray, observation: np.ndarray) -> None:
-        """picture (400, 600, 3) uint8 of the car, observation (96, 96, 3) uint8."""
-        self.frames += 1
-        if self.gif and self.frames % 2 == 0:
+    def add(self, draw: Callable[[], np.ndarray], observation: np.ndarray) -> None:
+        """A step: `draw` gives the car's picture (400, 600, 3) uint8; observation (96, 96, 3)."""
+        self.steps += 1
+        if self.steps % 2 == 0:
             return
         seen = to_64(torch.from_numpy(np.ascontiguousarray(observation))[None])
         kept = self.decoder(self.encoder.mean(pixels_to_unit(seen)))[0]
@@ -117,7 +116,7 @@ class Video:
             np.asarray(Image.fromarray(view).resize((PANEL, PANEL), Image.Resampling.NEAREST))
             for view in (seen[0].numpy(), kept)
         ]
-        frame = np.concatenate([picture, np.concatenate(panels)], axis=1)
+        frame = np.concatenate([draw(), np.concatenate(panels)], axis=1)
         self.writer.append_data(frame[::2, ::2] if self.gif else frame)
 
     def _finish(self) -> None:

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 logdir=${LOGDIR:-quickstart}
 seed=${SEED:-0}
 cat << TEXT
-This will, on the CPU, in some 13 minutes on 2 cores after the installation:
+This will, on the CPU, in some 12 minutes on 2 cores after the installation:
   - install torch and the rest into .venv, where that was not done (6 GB, a few minutes)
   - show the trained controller of pretrained/ in a video
   - play 32 random episodes, train V, M and C on them, and score C before and after (160 MB)
@@ -42,8 +42,8 @@ made "$logdir/mdrnn/best.tar"
 
 stage "4/5 C: the controller"
 python traincontroller.py --logdir "$logdir" --seed "$seed" --device cpu --display \
-    --n-samples 1 --patience 50 --max-generations 20 --refine-from 8 --refine-screen 0 \
-    --eval-every 20 --eval-rollouts 16
+    --n-samples 1 --patience 50 --max-generations 19 --refine-from 8 --refine-screen 0 \
+    --eval-every 19 --eval-rollouts 16
 made "$logdir/ctrl/best.tar"
 
 stage "5/5 test: tracks that no training has seen"

@@ -8,10 +8,10 @@ cd "$(dirname "$0")/.."
 # All that makes the experiment what it is, beside the scripts' defaults:
 logdir=${LOGDIR:-experiment}
 seed=${SEED:-1}
-brown=(--policy brown --rollouts 140)
+brown=(--policy brown --rollouts 100 --patience 100)
 driven=(--policy controller --rollouts 110 --patience 200)
-vae=(--epochs 4 --batch-size 64 --low-rate-from 4)
-mdrnn=(--epochs 40)
+vae=(--epochs 3 --batch-size 64 --low-rate-from 3)
+mdrnn=(--epochs 40 --include_reward)
 controller=(--max-generations 54)
 
 # Round one is the quick start: its controller drives in the data of round two.

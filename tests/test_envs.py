@@ -229,7 +229,7 @@ def test_workers_give_each_rollout_its_place(experiment, monkeypatch):
         again, _ = run_rollouts(pool, parameters, seeds, patience=60)
     assert returns.shape == lengths.shape == (3, 2)
     assert sum(counted) == 6
-    assert len(counted) > 2  # told as they end, not by the unit
+    assert len(counted) > 2  # as rollouts end, not by the unit
     assert len(set(returns.ravel().round(1))) == 6  # each has a place of its own
     np.testing.assert_array_equal(returns, again)
     agent = load_agent(experiment, CPU, fast_precision(CPU))
@@ -314,11 +314,11 @@ def test_units_are_alike_and_as_many_for_each_worker():
         def __len__(self):
             return self.workers
 
-        def run(self, units, news):
+        def run(self, units, reports):
             self.sizes = [len(unit.seeds) for unit in units]
             for i, unit in enumerate(units):
                 for done in (1, 1):  # its worker died, and another one began it again
-                    news((unit.number, done))
+                    reports((unit.number, done))
                 yield i, (np.array(unit.seeds, float), np.ones(len(unit.seeds), np.int64))
 
     for workers, m, k in ((2, 32, 3), (2, 32, 4), (4, 3, 100), (8, 96, 3), (3, 2, 1), (2, 5, 7)):
@@ -339,12 +339,12 @@ def test_agent_has_all_parameters_of_a_controller(experiment):
     assert h.shape == c.shape == (2, 256) and not h.any() and not c.any()
 
 
-def test_a_gif_has_every_second_frame_at_half_size_and_real_speed(tmp_path):
+def test_a_gif_has_every_second_step_at_half_size_and_real_speed(tmp_path):
     path = tmp_path / "videos" / "lap.gif"
     with Video(path, VAE()) as video:
         for shade in (40, 80, 120, 160, 200):
             picture = np.full((400, 600, 3), shade, np.uint8)
-            video.add(picture, np.full((96, 96, 3), shade, np.uint8))
+            video.add(lambda p=picture: p, np.full((96, 96, 3), shade, np.uint8))
         assert not path.exists()  # until it is complete
     assert [p.name for p in path.parent.iterdir()] == ["lap.gif"]
     with Image.open(path) as gif:

@@ -73,8 +73,8 @@ def test_an_agent_drives_as_on_the_cpu_and_remembers_for_who_is_under_way():
         AgentPolicy(Agent(vae.encoder, deepcopy(mdrnn), device, torch.float32), parameters)
         for device in (CPU, GPU)
     ]
-    underway = [[0, 1, 2]] * (WARM_UP + 2) + [[0, 2], [2, 3], [2, 3, 4], [4]]  # some begin late
-    for ids in map(np.array, underway):
+    running = [[0, 1, 2]] * (WARM_UP + 2) + [[0, 2], [2, 3], [2, 3, 4], [4]]  # some begin late
+    for ids in map(np.array, running):
         frames = np.random.default_rng(len(ids)).integers(0, 256, (len(ids), 96, 96, 3), np.uint8)
         on_cpu, on_gpu = (policy(ids, frames) for policy in policies)
         np.testing.assert_allclose(on_gpu, on_cpu, atol=5e-3)

@@ -672,7 +672,7 @@ def test_a_video_that_ffmpeg_could_not_finish_replaces_none(tmp_path, capsys):
     video = viewer.Video(path, VAE())
     with video:
         for _ in range(3):
-            video.add(np.zeros((400, 600, 3), np.uint8), np.zeros((96, 96, 3), np.uint8))
+            video.add(lambda: np.zeros((400, 600, 3), np.uint8), np.zeros((96, 96, 3), np.uint8))
         video.writer.close()
         video.unfinished.write_bytes(video.unfinished.read_bytes()[:200])
     assert video.failed and path.read_bytes() == b"good"

@@ -345,7 +345,7 @@ def test_evaluations_run_in_full_whatever_the_patience(tmp_path):
         def __len__(self):
             return 1
 
-        def run(self, units, news):
+        def run(self, units, reports):
             self.seen = {unit.patience for unit in units}
             for i, unit in enumerate(units):
                 yield i, (np.zeros(len(unit.seeds)), np.ones(len(unit.seeds), np.int64))
@@ -383,15 +383,15 @@ def test_what_was_begun_on_envpool_goes_on_and_it_is_said(experiment, run_here, 
     assert run_script(*command, "--max-generations", 1, cwd=tmp_path).returncode == 0
     paths = [experiment / "ctrl" / name for name in ("checkpoint.tar", "best.tar")]
     training, best = (load_checkpoint(path) for path in paths)
-    for name, told in (("gymnasium", False), ("envpool", True)):
+    for name, mentioned in (("gymnasium", False), ("envpool", True)):
         training["options"]["simulator"] = best["conditions"]["simulator"] = name
         save_checkpoint(paths[0], training)
         save_checkpoint(paths[1], best)
         again = run_script(*command, "--max-generations", 1, cwd=tmp_path)
         assert again.returncode == 0
-        assert again.stdout.count("begun on EnvPool, which is no longer used") == told
+        assert again.stdout.count("begun on EnvPool, which is no longer used") == mentioned
         # What was scored there is scored again; the evaluation's tracks have the same return.
-        assert ("scored under other conditions" in again.stdout) == told
+        assert ("scored under other conditions" in again.stdout) == mentioned
         assert load_checkpoint(paths[1])["reward"] == pytest.approx(best["reward"], abs=5)
     more = run_script(*command, "--max-generations", 2, cwd=tmp_path)
     assert more.returncode == 0 and "generation 2: return mean" in more.stdout
@@ -419,7 +419,7 @@ def test_half_of_the_screened_tracks_are_those_the_mean_returns_least_on(n, hard
         def __len__(self):
             return 2
 
-        def run(self, units, news):
+        def run(self, units, reports):
             for unit in units:
                 assert unit.patience == 100
                 assert (unit.parameters == 3).all()

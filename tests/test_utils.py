@@ -226,12 +226,12 @@ def setup_squares(index, marks):
 
 def test_pool_does_lost_units_again(tmp_path, capfd):
     units = [("fine", 1), ("dies once", 2), ("raises once", 3), ("fine", 4), ("fine", 5)]
-    news = []
+    reports = []
     with WorkerPool(2, setup_squares, (tmp_path,), tmp_path / "logs") as pool:
-        results = dict(pool.run(units, news.append))
+        results = dict(pool.run(units, reports.append))
         assert results == {0: 1, 1: 4, 2: 9, 3: 16, 4: 25}
         assert dict(pool.run([("fine", 6)])) == {0: 36}  # the pool goes on
-    assert sorted(news) == [1, 2, 3, 4, 5]
+    assert sorted(reports) == [1, 2, 3, 4, 5]
     said = capfd.readouterr().err
     assert "killed by SIGKILL" in said and "ValueError: a bad moment" in said
     assert said.count("its work is done again") == 2
