@@ -37,6 +37,7 @@ class Agent:
         self.device = device
         self.encoder = inference_encoder(encoder, device, precision)
         self.mdrnn = None if mdrnn is None else mdrnn.to(device).eval()
+        self.latent_size = encoder.fc_mu.out_features
         self.precision, self.squash = precision, squash
         self.low, self.high = ACTION_LOW.to(device), ACTION_HIGH.to(device)
 
@@ -78,7 +79,10 @@ class Agent:
 
 
 class AgentPolicy:
-    """An Agent at the wheel of n episodes, each with its own controller and hidden state."""
+    """An Agent at the wheel of n episodes, each with its own controller and hidden state.
+
+    In a dream, whose observations are [z h] (n, 288), it has nothing to see or to remember.
+    """
 
     def __init__(self, agent: Agent, parameters: Tensor):
         """parameters (n, P): the controller of each episode."""
@@ -92,6 +96,8 @@ class AgentPolicy:
         self.recorded_turn = recorded(turn, agent.device)
 
     def __call__(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        if frames.ndim == 2:
+            return self._in_dream(ids, frames)
         if self.agent.device.type == "cuda":
             return self._on_gpu(ids, frames)
         rows = torch.from_numpy(ids)
@@ -99,6 +105,13 @@ class AgentPolicy:
         actions, h, c = self.agent.step(seen, self.parameters[rows], self.h[rows], self.c[rows])
         self.h[rows], self.c[rows] = h, c
         return actions.numpy()
+
+    def _in_dream(self, ids: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        device = self.agent.device
+        z, h = torch.from_numpy(observed).to(device).tensor_split([self.agent.latent_size], dim=1)
+        parameters = self.parameters[torch.from_numpy(ids).to(device)]
+        h = h[:, : self.h.shape[1]]  # nothing, where C sees z alone
+        return self.agent.act(parameters, z, h).cpu().numpy()
 
     def _on_gpu(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """All n episodes in every step, those that have ended too, so that one recording serves."""

@@ -114,6 +114,21 @@ def load_models(logdir: Path, driving: Driving = DEFAULT) -> tuple[Encoder, MDRN
     return encoder, mdrnn
 
 
+def load_dreamer(logdir: Path) -> MDRNN:
+    """The M of an experiment for dreams. Raises UserError where it has not learned rewards."""
+    path = stage_weights(logdir, "mdrnn")
+    state = load_checkpoint(path)
+    heads = state.get("heads", state.get("about", {}).get("heads", "latents"))
+    if "rewards" not in heads:
+        raise UserError(
+            f"{path}: this M has learned {heads} and no rewards, without which there is no dream; "
+            f"run `python trainmdrnn.py --logdir {logdir} --include_reward --noreload`"
+        )
+    mdrnn = MDRNN(latent_size(logdir), hidden_size=hidden_size(logdir))
+    load_weights(mdrnn, path)
+    return mdrnn
+
+
 def check_size(logdir: Path, model: str, name: str, there: int, wanted: int) -> None:
     """Raise UserError where V or M is not of the size that the controller was trained with."""
     if there != wanted:

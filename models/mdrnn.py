@@ -79,6 +79,21 @@ class MDRNN(nn.Module):
         return torch.sigmoid(o) * torch.tanh(c), c
 
 
+def draw_latent(
+    prediction: Prediction, temperature: float, uniform: Tensor, normal: Tensor
+) -> Tensor:
+    """A next latent out of the mixture, (N, 32): a component, then its noise (paper, section 4).
+
+    `prediction` has leading shape (N,), `uniform` (N,) is in [0, 1) and `normal` (N, 32) standard
+    normal. The temperature divides the logits and multiplies the variances.
+    """
+    weights = (prediction.logpi / temperature).softmax(-1)
+    component = (uniform[:, None] >= weights.cumsum(-1)).sum(-1).clamp(max=weights.shape[-1] - 1)
+    rows = torch.arange(len(component), device=component.device)
+    sigma = prediction.logsigma[rows, component].exp() * temperature**0.5
+    return prediction.mu[rows, component] + sigma * normal
+
+
 def mixture_nll(prediction: Prediction, target: Tensor) -> Tensor:
     """-log p(target) under the mixture, a scalar: the mean over time and batch.
 

@@ -1,0 +1,202 @@
+"""The dream: what it draws, where it begins, and that it is an environment like the real one."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import make_experiment
+from gymnasium.utils.env_checker import check_env
+
+from envs.rollouts import play
+from envs.simulated_carracing import LEAST_REWARD, MOST_REWARD, Dream, load_world
+from models.agent import AgentPolicy
+from models.logdir import Driving, load_agent, load_vae, weights_digest
+from models.mdrnn import MDRNN, Prediction, draw_latent
+from models.starts import WARM_UP, Starts
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.cli import UserError
+
+LENGTHS = (12, 90)
+
+
+@pytest.fixture
+def dreamer(tmp_path):
+    """A logdir whose M, with random weights, passes for one that has learned rewards."""
+    logdir = make_experiment(tmp_path / "exp")
+    path = logdir / "mdrnn/best.tar"
+    save_checkpoint(path, load_checkpoint(path) | {"heads": "latents, terminals, rewards"})
+    folder = logdir / "latents" / f"{weights_digest(load_vae(logdir).encoder)[:16]}-float32"
+    (folder / "thread_0").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for k, length in enumerate(LENGTHS):
+        mu, actions = (
+            generator.standard_normal((length, size)).astype(np.float32) for size in (32, 3)
+        )
+        np.savez(folder / "thread_0" / f"rollout_{k}.npz", mu=mu, actions=actions)
+    return logdir
+
+
+def episodes(logdir):
+    return [dict(np.load(path)) for path in sorted(logdir.glob("latents/*/thread_0/*.npz"))]
+
+
+def driven(dream, ids, steps, actions):
+    """What is observed and returned in `steps` steps with the same actions for all."""
+    seen = [dream.reset(ids)]
+    for t in range(steps):
+        observed, rewards, terminated, truncated = dream.step(ids, actions[t].repeat(len(ids), 0))
+        seen.append(np.column_stack([observed, rewards, terminated, truncated]))
+    return seen
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_a_latent_is_drawn_from_the_mixture_at_its_temperature(temperature):
+    """Three components far apart: how often each is taken, and with which mean and deviation."""
+    n = 60_000
+    logpi = torch.tensor([0.2, 0.5, 0.3]).log()
+    mu = torch.tensor([-100.0, 0.0, 100.0])[:, None].expand(3, 2)
+    sigma = torch.tensor([1.0, 2.0, 3.0])
+    prediction = Prediction(
+        mu.expand(n, 3, 2), sigma.log()[:, None].expand(n, 3, 2), logpi.expand(n, 3), *(2 * [None])
+    )
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(n, generator=generator)
+    z = draw_latent(prediction, temperature, uniform, torch.randn(n, 2, generator=generator))
+    weights = (logpi / temperature).softmax(0)
+    for k in range(3):
+        taken = z[(z - mu[k]).abs().max(dim=1).values < 40]
+        assert len(taken) / n == pytest.approx(weights[k].item(), abs=0.01)
+        assert taken.mean(0).tolist() == pytest.approx(mu[k].tolist(), abs=0.1)
+        deviation = sigma[k].item() * temperature**0.5
+        assert taken.std(0).tolist() == pytest.approx(2 * [deviation], rel=0.03)
+
+
+def test_the_same_seed_and_actions_are_the_same_dream_whatever_else_is_dreamt(dreamer):
+    world = load_world(dreamer)
+    steps = 120  # more than are drawn together
+    actions = np.random.default_rng(1).uniform(-1, 1, (steps, 1, 3)).astype(np.float32)
+    alone = driven(Dream(world, [7]), np.arange(1), steps, actions)
+    batch = Dream(world, [*range(100, 130), 7, *range(200, 240)])
+    among = driven(batch, np.arange(71), steps, actions)
+    assert all(np.array_equal(a[0], b[30]) for a, b in zip(alone, among, strict=True))
+    again = driven(batch, np.array([30, 2]), steps, actions)  # a second time, beside one other
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(alone, again, strict=True))
+    assert not np.array_equal(among[-1][30], among[-1][31])  # another seed is another dream
+    other = driven(Dream(world, [7]), np.arange(1), steps, actions[::-1])
+    assert not np.array_equal(alone[-1], other[-1])
+
+
+def test_a_dream_begins_at_a_real_frame_with_the_state_that_m_has_there(dreamer):
+    world = load_world(dreamer)
+    real = episodes(dreamer)
+    places = set()
+    for seed in range(60):
+        z, h = np.split(Dream(world, [seed]).reset(np.arange(1))[0], [32])
+        k, t = next(
+            (k, t) for k, e in enumerate(real) for t, mu in enumerate(e["mu"]) if (mu == z).all()
+        )
+        places.add((k, t))
+        state = torch.zeros(1, 256), torch.zeros(1, 256)
+        for s in range(max(0, t - WARM_UP), t):
+            action, mu = (
+                torch.from_numpy(x)[None] for x in (real[k]["actions"][s + 1], real[k]["mu"][s])
+            )
+            state = world.mdrnn.step(action, mu, *state)
+        np.testing.assert_allclose(state[0][0].numpy(), h, atol=1e-5)
+    assert {k for k, _ in places} == {0, 1} and len(places) > 20
+    assert max(t for _, t in places) > WARM_UP
+
+
+def test_a_step_is_one_of_m_and_the_agent_takes_its_state(dreamer):
+    world = load_world(dreamer)
+    dream, ids = Dream(world, [1, 2]), np.arange(2)
+    before = torch.from_numpy(dream.reset(ids))
+    c, action = dream.c.clone(), torch.tensor([[0.3, 5.0, -1.0], [-0.2, 0.1, 0.0]])
+    observed, rewards, terminated, truncated = dream.step(ids, action.numpy())
+    inside = action.clamp(torch.tensor([-1.0, 0, 0]), torch.ones(3))  # the box of the actions
+    h, _ = world.mdrnn.step(inside, before[:, :32], before[:, 32:], c)
+    assert torch.allclose(torch.from_numpy(observed[:, 32:]), h, atol=1e-6)
+    prediction = world.mdrnn.predict(h)
+    assert rewards == pytest.approx(prediction.reward.numpy(), abs=1e-5)
+    assert (terminated == (prediction.terminal.numpy() > 0)).all() and not truncated.any()
+
+    for memory, size in (("trained", 288), ("none", 32)):
+        agent = load_agent(dreamer, torch.device("cpu"), torch.float32, Driving(memory))
+        parameters = torch.randn(2, 3 * size + 3, generator=torch.Generator().manual_seed(3)) * 0.1
+        actions = AgentPolicy(agent, parameters)(ids, observed)
+        seen = torch.from_numpy(observed)
+        expected = agent.act(parameters, seen[:, :32], seen[:, 32:size])
+        assert torch.equal(torch.from_numpy(actions), expected)
+
+
+def test_rewards_are_bounded_and_dreams_end_by_m_or_at_the_horizon(dreamer):
+    world, ids = load_world(dreamer), np.arange(2)
+    bias = world.mdrnn.gmm_linear.bias
+    for said, believed in ((1e4, MOST_REWARD), (-1e4, LEAST_REWARD)):
+        bias[-2] = said
+        dream = Dream(world, [1, 2], horizon=3)
+        dream.reset(ids)
+        assert (dream.step(ids, np.zeros((2, 3)))[1] == np.float32(believed)).all()
+    bias[-2:] = torch.tensor([-0.1, -20.0])
+    world.mdrnn.gmm_linear.weight[-2:] = 0
+    agent = load_agent(dreamer, torch.device("cpu"), torch.float32)
+    drive = AgentPolicy(agent, torch.zeros(2, 867))
+    returns, lengths = play(Dream(world, [1, 2], horizon=30), 2, 2, drive)
+    assert lengths.tolist() == [30, 30] and returns == pytest.approx(2 * [-3.0], abs=1e-4)
+    bias[-1] = 20.0
+    assert play(Dream(world, [1, 2], horizon=30), 2, 2, drive)[1].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("observation", ["frame", "latent"])
+def test_it_is_an_environment_of_gymnasium(observation, dreamer):
+    env = gym.make(
+        "SimulatedCarRacing-v0", logdir=dreamer, temperature=1.3, observation=observation
+    )
+    check_env(env.unwrapped, skip_render_check=True)
+    first, _ = env.reset(seed=5)
+    moved = [env.step(np.array([0.1, 0.5, 0], np.float32))[0] for _ in range(3)]
+    again, _ = env.reset(seed=5)
+    assert np.array_equal(first, again) and not np.array_equal(first, moved[-1])
+    assert np.array_equal(moved[0], env.step(np.array([0.1, 0.5, 0], np.float32))[0])
+    assert not np.array_equal(first, env.reset()[0])  # without a seed it is another one
+    if observation == "frame":
+        z = env.unwrapped.dream.z
+        with torch.no_grad():
+            decoded = load_vae(dreamer).decoder(z)[0].permute(1, 2, 0).numpy() * 255
+        assert np.abs(env.unwrapped.dream.frames(np.arange(1))[0] - decoded).max() <= 0.51
+
+
+def test_it_is_an_environment_of_stable_baselines(dreamer):
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    env = gym.make("SimulatedCarRacing-v0", logdir=dreamer, observation="latent", horizon=40)
+    checker.check_env(env.unwrapped)
+
+
+def test_starts_that_are_stored_are_those_of_the_latents(dreamer, tmp_path):
+    digest = weights_digest(load_vae(dreamer).encoder)
+    Starts(dreamer, digest).write(dreamer / "mdrnn/starts.npz", 30)
+    assert (dreamer / "mdrnn/starts.npz").stat().st_size < 30 * 8000
+    real = episodes(dreamer)
+    (dreamer / "latents").rename(tmp_path / "away")
+    stored = Starts(dreamer, digest)
+    for seed in range(50):
+        mu, actions = stored.draw(seed)
+        assert any(
+            (mu[-1] == e["mu"]).all(1).any() and (actions[-1] == e["actions"]).all(1).any()
+            for e in real
+        )
+    assert len({stored.draw(seed).mu.tobytes() for seed in range(50)}) > 10
+    (dreamer / "mdrnn/starts.npz").write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match=r"starts\.npz is damaged"):
+        Starts(dreamer, digest).draw(0)
+    (dreamer / "mdrnn/starts.npz").unlink()
+    with pytest.raises(UserError, match="neither latents nor"):
+        Starts(dreamer, digest)
+
+
+def test_an_m_without_rewards_does_not_dream(experiment):
+    with pytest.raises(UserError, match="include_reward"):
+        load_world(experiment)
+    save_checkpoint(experiment / "mdrnn/best.tar", {"state_dict": MDRNN().state_dict()})
+    with pytest.raises(UserError, match="include_reward"):
+        gym.make("SimulatedCarRacing-v0", logdir=experiment)
