@@ -5,30 +5,24 @@
 Needs `logdir/vae/best.tar` and, with a trained M, `logdir/mdrnn/best.tar`. Writes
 `logdir/ctrl/best.tar`, the best controller on the evaluation tracks, and
 `logdir/ctrl/checkpoint.tar`, the latest generation; the workers' output goes to `logdir/tmp/`.
+With `--dream` the candidates drive in M's dream (section 4), and `logdir/dream/` has the two.
 """
 
 import argparse
 import time
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
-import numpy as np
 import torch
 
-from envs.evaluation import Judge, load_alike, rollout_bar, screen
+from envs.evaluation import CONTENDERS, Judge, first_mean, rollout_bar, screen
 from envs.parallel import run_rollouts, start_workers
 from envs.rollouts import seen_in_driving
-from envs.simulator import MAX_STEPS
+from envs.simulated_carracing import Dream, Dreaming, load_world
+from envs.simulator import Simulator
 from envs.tracks import track_seeds
 from models.inference import tell_if_not_packed
-from models.logdir import (
-    Driving,
-    agent_digest,
-    driving_with,
-    load_agent,
-    load_search,
-    new_controller,
-    write_config,
-)
+from models.logdir import Driving, agent_digest, driving_with, load_agent, load_search, write_config
 from utils.checkpoint import check_options, save_checkpoint, set_aside
 from utils.cli import (
     UserError,
@@ -51,8 +45,6 @@ from utils.evolution import Evolution, Progress, even_basis, finite_fitness
 from utils.files import exclusive
 from utils.workers import WorkerPool
 
-CONTENDERS = 3  # controllers in an evaluation: the mean, its running average, the best candidate
-
 
 def parse_arguments() -> argparse.Namespace:
     parser = script_parser("Train C, the linear controller, with CMA-ES.")
@@ -73,7 +65,19 @@ def parse_arguments() -> argparse.Namespace:
         help="in training, end a rollout without a new tile for so many steps and book the rest "
         "of its steps at -0.1 each; 0: never. Evaluations always run in full",
     )
+    search.add_argument(
+        "--warm-start", type=Path, metavar="FILE", help="begin at the controller in this file"
+    )
     add_seed(search, "candidates, training tracks and a random memory")
+
+    dream = parser.add_argument_group("dream, of an M that was trained with --include_reward")
+    dream.add_argument(
+        "--dream", action="store_true", help="drive in dreams, and real tracks in evaluations alone"
+    )
+    dream.add_argument(
+        "--temperature", type=positive_float, default=1.15, help="of M's mixture in a dream"
+    )
+    dream.add_argument("--horizon", type=positive_int, default=400, help="steps of a dream at most")
 
     refining = parser.add_argument_group("refining, which may be switched on and off at any time")
     refining.add_argument(
@@ -84,10 +88,7 @@ def parse_arguments() -> argparse.Namespace:
         "began, at first 31)",
     )
     refining.add_argument(
-        "--refine-sigma",
-        type=positive_float,
-        default=0.4,
-        help="step size then: the standard deviation of a candidate's actions from the mean's",
+        "--refine-sigma", type=positive_float, default=0.4, help="step size then, of the actions"
     )
     refining.add_argument(
         "--refine-screen",
@@ -117,7 +118,7 @@ def parse_arguments() -> argparse.Namespace:
         "--eval-every",
         type=positive_int,
         help="generations between evaluations (default: as often as takes at most a quarter of "
-        "all steps)",
+        "all steps; with --dream 10)",
     )
     evaluation.add_argument(
         "--eval-rollouts", type=positive_int, default=100, help="tracks of an evaluation"
@@ -129,10 +130,7 @@ def parse_arguments() -> argparse.Namespace:
         "--max-generations", type=natural_int, default=0, help="end after so many; 0: never"
     )
     evaluation.add_argument(
-        "--max-steps",
-        type=natural_int,
-        default=0,
-        help="end after the generation that completes so many steps of training; 0: never",
+        "--max-steps", type=natural_int, default=0, help="end after so many of training; 0: never"
     )
 
     running = parser.add_argument_group("running")
@@ -142,7 +140,15 @@ def parse_arguments() -> argparse.Namespace:
         "--display", action="store_true", help="a progress bar for each generation"
     )
     add_noreload(running)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.stage = "dream" if args.dream else "ctrl"  # the folder
+    if not args.dream:
+        args.temperature = args.horizon = None
+    elif args.memory == "random":
+        parser.error("--dream gives C the hidden state of the trained M; not --memory random")
+    elif args.eval_every is None:
+        args.eval_every = 10
+    return args
 
 
 @dataclass
@@ -156,6 +162,8 @@ class Options:
     memory: str
     actions: str
     seed: int
+    temperature: float | None  # of a training in dreams
+    horizon: int | None
 
 
 class Training:
@@ -163,7 +171,8 @@ class Training:
 
     def __init__(self, args: argparse.Namespace, driving: Driving, models: str):
         """`models` is the fingerprint of V and M."""
-        self.folder = args.logdir / "ctrl"
+        self.folder = args.logdir / args.stage
+        self.dream = Dreaming(args.temperature, args.horizon) if args.dream else None
         self.checkpoint, self.best = self.folder / "checkpoint.tar", self.folder / "best.tar"
         self.options = Options(**{f.name: getattr(args, f.name) for f in fields(Options)})
         self.models, self.progress = models, Progress()
@@ -173,14 +182,8 @@ class Training:
             set_aside(self.folder)
         elif self.checkpoint.exists():
             stored = load_search(self.checkpoint)
-        start = np.zeros(new_controller(driving).flat_parameters().numel())
-        if stored is None and self.best.exists():
-            there = load_alike(self.best, driving)[0].flat_parameters().double().numpy()
-            if np.isfinite(there).all():
-                start = there
-                print(f"{self.best}: the search starts from it (with --noreload from zero)")
-            else:
-                print(f"{self.best}: has weights that are NaN, so the search starts from zero")
+        first = args.warm_start or (self.best if self.best.exists() else None)
+        start = first_mean(first if stored is None else None, driving)
         self.evolution = Evolution(start, args.sigma, args.pop_size, args.seed)
         if stored is not None:
             self.restore(stored, args.refine_from)
@@ -233,7 +236,9 @@ def change_phase(
     candidates = torch.from_numpy(evolution.ask(generation))
     agent = load_agent(args.logdir, device, fast_precision(device), driving, training.models)
     tracks = track_seeds("train", len(candidates), args.seed, generation)
-    mean, covariance, steps = seen_in_driving(agent, candidates, tracks, args.patience)
+    world = load_world(args.logdir) if training.dream else None
+    simulator = Dream(world, tracks, training.dream) if world else Simulator(tracks)
+    mean, covariance, steps = seen_in_driving(agent, candidates, simulator, args.patience)
     evolution.restart(args.refine_sigma, even_basis(mean, covariance))
     progress.steps += steps
     progress.seconds += time.monotonic() - start
@@ -251,11 +256,15 @@ def run_generation(
     tracks = track_seeds("train", args.n_samples, args.seed, generation)
     if evolution.refining and args.refine_screen > args.n_samples:
         drawn = track_seeds("train", args.refine_screen, args.seed, generation)
-        tracks, of_mean, steps = screen(pool, evolution.mean, drawn, args.n_samples, args.patience)
+        tracks, of_mean, steps = screen(
+            pool, evolution.mean, drawn, args.n_samples, args.patience, training.dream
+        )
         curves.add({"return/of_the_mean": of_mean}, generation)
     label = f"generation {generation}" if args.display else None
     with rollout_bar(len(candidates) * len(tracks), label) as bar:
-        returns, lengths = run_rollouts(pool, candidates, tracks, bar.update, args.patience)
+        returns, lengths = run_rollouts(
+            pool, candidates, tracks, bar.update, args.patience, training.dream
+        )
     fitness = finite_fitness(returns)
     evolution.tell(fitness)
 
@@ -276,13 +285,6 @@ def run_generation(
     curves.add({f"return/{name}": value for name, value in returned.items()}, generation)
     curves.add({"sigma": evolution.sigma, "steps": progress.steps}, generation)
     curves.add({"steps_per_second": steps / seconds}, generation)
-
-
-def evaluation_is_due(progress: Progress, args: argparse.Namespace) -> bool:
-    if args.eval_every is not None:
-        return progress.generation % args.eval_every == 0
-    coming = CONTENDERS * args.eval_rollouts * MAX_STEPS
-    return 3 * (progress.evaluation_steps + coming) <= progress.steps
 
 
 def evaluate(training: Training, judge: Judge, curves: Curves, args: argparse.Namespace) -> None:
@@ -329,7 +331,7 @@ def train(args: argparse.Namespace) -> None:
                 0 < args.max_steps <= progress.steps
             )
             if progress.evaluated < progress.generation and (
-                finished or evaluation_is_due(progress, args)
+                finished or judge.is_due(progress, args.eval_every)
             ):
                 evaluate(training, judge, curves, args)
                 training.save()
@@ -337,7 +339,8 @@ def train(args: argparse.Namespace) -> None:
                 print(f"target reached: {judge.best:.1f} on {args.eval_rollouts} tracks")
                 break
             if finished:
-                score = f"best return {judge.best:.1f}" if judge.best > -np.inf else "not evaluated"
+                last = progress.evaluations[-1][3] if progress.evaluations else float("-inf")
+                score = f"best return {judge.best:.1f}, of the last mean {last:.1f}"
                 print(f"{training.folder}: {progress.generation} generations done, {score}")
                 break
             change_phase(training, driving, device, args)
@@ -348,7 +351,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    with exclusive(args.logdir, "ctrl"):
+    with exclusive(args.logdir, args.stage):
         train(args)
 
 

@@ -7,12 +7,17 @@ import torch
 from tqdm import tqdm
 
 from envs.parallel import run_rollouts
+from envs.simulated_carracing import Dreaming
+from envs.simulator import MAX_STEPS
 from envs.tracks import track_seeds
 from models.controller import Controller
 from models.logdir import Driving, load_controller, new_controller
 from utils.checkpoint import save_checkpoint
 from utils.cli import UserError
+from utils.evolution import Progress
 from utils.workers import WorkerPool
+
+CONTENDERS = 3  # controllers in an evaluation: the mean, its running average, the best candidate
 
 
 def load_alike(path: Path, driving: Driving) -> tuple[Controller, dict]:
@@ -23,6 +28,19 @@ def load_alike(path: Path, driving: Driving) -> tuple[Controller, dict]:
             f"{path} drives with {its_driving}, not {driving}; use --noreload to start afresh"
         )
     return controller, state
+
+
+def first_mean(path: Path | None, driving: Driving) -> np.ndarray:
+    """Where a search starts, (P,): at the controller in `path`, if any, or at zero; says which."""
+    zero = np.zeros(new_controller(driving).flat_parameters().numel())
+    if path is None:
+        return zero
+    there = load_alike(path, driving)[0].flat_parameters().double().numpy()
+    if not np.isfinite(there).all():
+        print(f"{path}: has weights that are NaN, so the search starts from zero")
+        return zero
+    print(f"{path}: the search starts from it")
+    return there
 
 
 class Judge:
@@ -56,6 +74,13 @@ class Judge:
             print(f"{self.path}: {score} on {len(self.tracks)} tracks", flush=True)
         else:
             print(f"{self.path}: it returns NaN, so anything is better")
+
+    def is_due(self, progress: Progress, every: int | None) -> bool:
+        """Every so many generations, or so that evaluations take at most a quarter of all steps."""
+        if every is not None:
+            return progress.generation % every == 0
+        coming = CONTENDERS * len(self.tracks) * MAX_STEPS
+        return 3 * (progress.evaluation_steps + coming) <= progress.steps
 
     def score(
         self, parameters: np.ndarray, label: str | None = None
@@ -110,7 +135,12 @@ def rollout_bar(rollouts: int, label: str | None) -> tqdm:
 
 
 def screen(
-    pool: WorkerPool, parameters: np.ndarray, drawn: list[int], n: int, patience: int
+    pool: WorkerPool,
+    parameters: np.ndarray,
+    drawn: list[int],
+    n: int,
+    patience: int,
+    dream: Dreaming | None = None,
 ) -> tuple[list[int], float, int]:
     """n of the tracks that are `drawn`, half of them those on which a controller (P,) does worst.
 
@@ -118,7 +148,7 @@ def screen(
     the same ones. Few generations would show them any of these. Also gives the mean return on all
     tracks that are drawn, and the steps it took.
     """
-    returns, lengths = run_rollouts(pool, parameters[None], drawn, patience=patience)
+    returns, lengths = run_rollouts(pool, parameters[None], drawn, patience=patience, dream=dream)
     print(
         f"screening: the mean returns {returns.mean():.1f} +- {returns.std():.1f} on "
         f"{len(drawn)} tracks, minimum {returns.min():.1f}",

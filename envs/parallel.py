@@ -1,5 +1,6 @@
 """Rollouts of controllers shared out over worker processes."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from envs.rollouts import play
+from envs.simulated_carracing import Dream, Dreaming, load_world
 from envs.simulator import Simulator, environment
 from models.agent import AgentPolicy
 from models.logdir import DEFAULT, Driving, load_agent
@@ -21,15 +23,17 @@ from utils.workers import WorkerPool
 # fast, small enough that a large population keeps all cores busy to its end. It is the most there
 # are; `run_rollouts` makes all units alike.
 UNIT = 64
+DREAM_UNIT = 512
 
 
 class Rollouts(NamedTuple):
-    """A unit of work: rollout i drives controller `parameters[i]` on track `seeds[i]`."""
+    """A unit of work: rollout i drives controller `parameters[i]` on the track of `seeds[i]`."""
 
     number: int  # of the unit
     parameters: np.ndarray  # (n, P) float32
     seeds: list[int]
     patience: int  # see envs.rollouts.play
+    dream: Dreaming | None  # where these are the seeds of dreams
 
 
 @contextmanager
@@ -71,6 +75,7 @@ def setup_worker(
         agent = load_agent(logdir, chosen, fast_precision(chosen), driving, models)
     print(f"worker {index}: {chosen}, {threads} threads", flush=True)
     stepped, reported = False, False
+    world = functools.cache(lambda: load_world(logdir))
 
     def work(unit: Rollouts, report: Callable) -> tuple[np.ndarray, np.ndarray]:
         nonlocal reported
@@ -86,7 +91,10 @@ def setup_worker(
                 going = len(ids)
                 report((unit.number, n - going))
 
-        environments = Simulator(unit.seeds)
+        if unit.dream is None:
+            environments = Simulator(unit.seeds)
+        else:
+            environments = Dream(world(), unit.seeds, unit.dream)
         try:
             with plain_errors(chosen, no_memory):
                 policy = AgentPolicy(agent, torch.from_numpy(unit.parameters))
@@ -128,8 +136,9 @@ def run_rollouts(
     seeds: list[int],
     progress: Callable[[int], None] | None = None,
     patience: int = 0,
+    dream: Dreaming | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drive each of m controllers (m, P) on each of k tracks.
+    """Drive each of m controllers (m, P) on each of k tracks, or in k dreams.
 
     Returns the returns (m, k) float64 and the lengths in frames (m, k) int64.
     `progress(rollouts)` is called as rollouts are finished.
@@ -139,7 +148,8 @@ def run_rollouts(
     # As many units for each worker, and alike: of one size to within one rollout, and shuffled,
     # because the rollouts of a candidate are of like length, and those of a track too. 96 rollouts
     # on 2 workers are 2 units of 48, 160 are 4 of 40.
-    count = min(len(pairs), len(pool) * -(-len(pairs) // (UNIT * len(pool))))
+    most = len(pool) * (UNIT if dream is None else DREAM_UNIT)
+    count = min(len(pairs), len(pool) * -(-len(pairs) // most))
     order = np.random.default_rng(0).permutation(len(pairs))
     shares = [[pairs[i] for i in order[first::count]] for first in range(count)]
     units = [
@@ -148,6 +158,7 @@ def run_rollouts(
             parameters[[i for i, _ in share]].astype(np.float32),
             [seeds[j] for _, j in share],
             patience,
+            dream,
         )
         for number, share in enumerate(shares)
     ]

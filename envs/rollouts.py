@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.simulator import MAX_STEPS, Simulator
 from models.agent import Agent, AgentPolicy
 from utils.cli import UserError
 
@@ -50,7 +49,7 @@ def play(
         if patience:
             running = ~(terminated | truncated | failed)
             stuck = running & (lengths[ids] - last_tile[ids] >= patience)
-            returns[ids[stuck]] -= 0.1 * (MAX_STEPS - lengths[ids[stuck]])
+            returns[ids[stuck]] -= 0.1 * (simulator.max_steps - lengths[ids[stuck]])
             truncated = truncated | stuck
         if watch is not None:
             watch(ids, actions, frames, rewards, terminated, truncated)
@@ -70,12 +69,13 @@ def play(
 
 @torch.no_grad()
 def seen_in_driving(
-    agent: Agent, parameters: Tensor, tracks: list[int], patience: int = 0
+    agent: Agent, parameters: Tensor, simulator, patience: int = 0
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean (D,) and covariance (D, D) of [z h], what n controllers (n, P) see on n tracks.
+    """Mean (D,) and covariance (D, D) of [z h], what n controllers (n, P) see in n episodes.
 
-    Without an M of z alone. Each controller drives one of the tracks. The third is the number of
-    frames in all, of which every fourth one is taken. Raises UserError where all look alike.
+    Without an M of z alone. Each controller drives one of the episodes of `simulator`. The third is
+    the number of frames in all, of which every fourth one is taken. Raises UserError where all look
+    alike.
     """
     policy = AgentPolicy(agent, parameters)
     seen: list[Tensor] = []
@@ -84,12 +84,10 @@ def seen_in_driving(
     def noting(ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
         nonlocal step
         if step % 4 == 0:
-            mu = agent.observe(torch.from_numpy(np.ascontiguousarray(frames)).to(agent.device))
-            seen.append(torch.cat([mu, policy.h[torch.from_numpy(ids)]], dim=1).cpu())
+            seen.append(policy.inputs(ids, frames).cpu())
         step += 1
         return policy(ids, frames)
 
-    simulator = Simulator(tracks)
     try:
         _, lengths = play(simulator, len(parameters), len(parameters), noting, patience=patience)
     finally:

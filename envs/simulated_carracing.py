@@ -34,6 +34,16 @@ ROWS = 16
 NOISE_STEPS = 50  # steps whose noise is drawn together
 
 
+class Dreaming(NamedTuple):
+    """How dreams are dreamt."""
+
+    temperature: float = 1.0
+    horizon: int = MAX_STEPS  # steps at most
+
+
+USUAL = Dreaming()
+
+
 class World(NamedTuple):
     """What dreams: read once for all dreams of a process."""
 
@@ -58,15 +68,9 @@ class Dream:
     with a chance of more than one half, or after `horizon` steps.
     """
 
-    def __init__(
-        self,
-        world: World,
-        seeds: list[int],
-        temperature: float = 1.0,
-        horizon: int = MAX_STEPS,
-    ):
+    def __init__(self, world: World, seeds: list[int], how: Dreaming = USUAL):
         self.world, self.seeds = world, seeds
-        self.temperature, self.horizon = temperature, horizon
+        self.temperature, self.max_steps = how
         n, mdrnn = len(seeds), world.mdrnn
         self.z = torch.zeros(n, mdrnn.latent_size)
         self.h, self.c = torch.zeros(n, mdrnn.hidden_size), torch.zeros(n, mdrnn.hidden_size)
@@ -108,7 +112,7 @@ class Dream:
         self.steps[ids] += 1
         rewards = prediction.reward[:n].clamp(LEAST_REWARD, MOST_REWARD).numpy()
         terminated = (prediction.terminal[:n] > 0).numpy()
-        return self._observed(rows), rewards, terminated, self.steps[ids] >= self.horizon
+        return self._observed(rows), rewards, terminated, self.steps[ids] >= self.max_steps
 
     def end(self, ids: np.ndarray) -> None:
         """Say that the dreams `ids` (n,) are dreamt no further."""
@@ -171,7 +175,7 @@ class SimulatedCarRacing(gym.Env):
         if not temperature > 0:
             raise ValueError(f"temperature is more than 0, not {temperature}")
         self.world = load_world(Path(logdir))
-        self.temperature, self.horizon = temperature, horizon
+        self.how = Dreaming(temperature, horizon)
         self.observation, self.render_mode = observation, render_mode
         self.action_space = gym.spaces.Box(ACTION_LOW.numpy(), ACTION_HIGH.numpy())
         if observation == "frame":
@@ -185,7 +189,7 @@ class SimulatedCarRacing(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
         own = int(self.np_random.integers(2**31))
-        self.dream = Dream(self.world, [own], self.temperature, self.horizon)
+        self.dream = Dream(self.world, [own], self.how)
         return self._observed(self.dream.reset(self.only)), {}
 
     def step(self, action: np.ndarray):

@@ -25,6 +25,11 @@ class Simulator:
         self._steps = {}  # episode -> steps since its start
         self._ended = []  # episodes whose environment the next one may take
 
+    @property
+    def max_steps(self) -> int:
+        """The time limit of an episode."""
+        return MAX_STEPS
+
     def reset(self, ids: np.ndarray) -> np.ndarray:
         """Start the episodes `ids` (n,) and return their first frames (n, 96, 96, 3) uint8."""
         frames = []

@@ -106,11 +106,17 @@ class AgentPolicy:
         self.h[rows], self.c[rows] = h, c
         return actions.numpy()
 
+    def inputs(self, ids: np.ndarray, frames: np.ndarray) -> Tensor:
+        """What the controllers see: [z h] (n, 288), or z alone (n, 32)."""
+        size, h = self.agent.latent_size, self.h[torch.from_numpy(ids)]
+        seen = torch.from_numpy(np.ascontiguousarray(frames)).to(self.agent.device)
+        if frames.ndim == 2:  # a dream gives both
+            return seen[:, : size + h.shape[1]]
+        return torch.cat([self.agent.observe(seen), h], dim=1)
+
     def _in_dream(self, ids: np.ndarray, observed: np.ndarray) -> np.ndarray:
-        device = self.agent.device
-        z, h = torch.from_numpy(observed).to(device).tensor_split([self.agent.latent_size], dim=1)
-        parameters = self.parameters[torch.from_numpy(ids).to(device)]
-        h = h[:, : self.h.shape[1]]  # nothing, where C sees z alone
+        z, h = self.inputs(ids, observed).tensor_split([self.agent.latent_size], dim=1)
+        parameters = self.parameters[torch.from_numpy(ids).to(self.agent.device)]
         return self.agent.act(parameters, z, h).cpu().numpy()
 
     def _on_gpu(self, ids: np.ndarray, frames: np.ndarray) -> np.ndarray:

@@ -4,18 +4,27 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import make_experiment
+from conftest import make_experiment, run_script
 from gymnasium.utils.env_checker import check_env
 
+from envs.parallel import run_rollouts, start_workers
 from envs.rollouts import play
-from envs.simulated_carracing import LEAST_REWARD, MOST_REWARD, Dream, load_world
+from envs.simulated_carracing import LEAST_REWARD, MOST_REWARD, Dream, Dreaming, load_world
 from models.agent import AgentPolicy
-from models.logdir import Driving, load_agent, load_vae, weights_digest
+from models.logdir import (
+    Driving,
+    agent_digest,
+    load_agent,
+    load_controller,
+    load_vae,
+    weights_digest,
+)
 from models.mdrnn import MDRNN, Prediction, draw_latent
 from models.starts import WARM_UP, Starts
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
 
+CPU = torch.device("cpu")
 LENGTHS = (12, 90)
 
 
@@ -121,7 +130,7 @@ def test_a_step_is_one_of_m_and_the_agent_takes_its_state(dreamer):
     assert (terminated == (prediction.terminal.numpy() > 0)).all() and not truncated.any()
 
     for memory, size in (("trained", 288), ("none", 32)):
-        agent = load_agent(dreamer, torch.device("cpu"), torch.float32, Driving(memory))
+        agent = load_agent(dreamer, CPU, torch.float32, Driving(memory))
         parameters = torch.randn(2, 3 * size + 3, generator=torch.Generator().manual_seed(3)) * 0.1
         actions = AgentPolicy(agent, parameters)(ids, observed)
         seen = torch.from_numpy(observed)
@@ -134,17 +143,17 @@ def test_rewards_are_bounded_and_dreams_end_by_m_or_at_the_horizon(dreamer):
     bias = world.mdrnn.gmm_linear.bias
     for said, believed in ((1e4, MOST_REWARD), (-1e4, LEAST_REWARD)):
         bias[-2] = said
-        dream = Dream(world, [1, 2], horizon=3)
+        dream = Dream(world, [1, 2], Dreaming(horizon=3))
         dream.reset(ids)
         assert (dream.step(ids, np.zeros((2, 3)))[1] == np.float32(believed)).all()
     bias[-2:] = torch.tensor([-0.1, -20.0])
     world.mdrnn.gmm_linear.weight[-2:] = 0
-    agent = load_agent(dreamer, torch.device("cpu"), torch.float32)
+    agent = load_agent(dreamer, CPU, torch.float32)
     drive = AgentPolicy(agent, torch.zeros(2, 867))
-    returns, lengths = play(Dream(world, [1, 2], horizon=30), 2, 2, drive)
+    returns, lengths = play(Dream(world, [1, 2], Dreaming(horizon=30)), 2, 2, drive)
     assert lengths.tolist() == [30, 30] and returns == pytest.approx(2 * [-3.0], abs=1e-4)
     bias[-1] = 20.0
-    assert play(Dream(world, [1, 2], horizon=30), 2, 2, drive)[1].tolist() == [1, 1]
+    assert play(Dream(world, [1, 2], Dreaming(horizon=30)), 2, 2, drive)[1].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("observation", ["frame", "latent"])
@@ -200,3 +209,59 @@ def test_an_m_without_rewards_does_not_dream(experiment):
     save_checkpoint(experiment / "mdrnn/best.tar", {"state_dict": MDRNN().state_dict()})
     with pytest.raises(UserError, match="include_reward"):
         gym.make("SimulatedCarRacing-v0", logdir=experiment)
+
+
+DREAM = ["traincontroller.py", "--logdir", "exp", "--dream", "--device", "cpu", "--pop-size", 4]
+DREAM += ["--n-samples", 2, "--eval-rollouts", 1, "--horizon", 30, "--seed", 3]
+
+
+def test_a_controller_is_trained_in_dreams_and_resumed(dreamer, run_here, tmp_path):
+    """Real tracks are driven in evaluations alone; what `ctrl` holds stays."""
+    before = (dreamer / "ctrl/best.tar").read_bytes()
+    done = run_script(*DREAM, "--max-generations", 3, "--eval-every", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = load_checkpoint(dreamer / "dream/checkpoint.tar")
+    assert whole["state"]["steps"] <= 3 * 4 * 2 * 30
+    assert [row[0] for row in whole["state"]["evaluations"]] == [2, 3]
+    assert "of the last mean" in done.stdout
+    assert (dreamer / "ctrl/best.tar").read_bytes() == before
+    (dreamer / "dream").rename(tmp_path / "whole")
+    for generations in (2, 3):
+        done = run_script(*DREAM, "--max-generations", generations, "--eval-every", 2, cwd=tmp_path)
+    assert "continuing after generation 2" in done.stdout
+    resumed = load_checkpoint(dreamer / "dream/checkpoint.tar")
+    assert torch.equal(resumed["cma"]["es"]["mean"], whole["cma"]["es"]["mean"])
+    _, driving, best = load_controller(dreamer / "dream/best.tar")
+    assert driving == Driving() and np.isfinite(best["reward"])
+    for option, value in (("--temperature", 0.7), ("--horizon", 31)):
+        refused = run_here(*DREAM, option, value, cwd=tmp_path)
+        assert refused.returncode == 2 and f"{option} {value}" in refused.stderr
+
+
+def test_dreams_in_workers_are_those_of_one_process(dreamer):
+    """Whatever the workers: each candidate in each dream, with the dream's own state."""
+    seeds, how = [11, 12, 13], Dreaming(0.9, 50)
+    parameters = np.random.default_rng(0).normal(0, 0.3, (5, 867)).astype(np.float32)
+    with start_workers(dreamer, CPU, 2, 15, agent_digest(dreamer)) as pool:
+        returns, lengths = run_rollouts(pool, parameters, seeds, dream=how)
+    agent, world = load_agent(dreamer, CPU, torch.float32), load_world(dreamer)
+    for i, j in ((0, 0), (3, 2), (4, 1)):
+        policy = AgentPolicy(agent, torch.from_numpy(parameters[i : i + 1]))
+        alone, steps = play(Dream(world, [seeds[j]], how), 1, 1, policy)
+        assert lengths[i, j] == steps[0]
+        assert returns[i, j] == pytest.approx(alone[0], abs=1e-3)
+
+
+def test_a_search_starts_from_a_controller_of_elsewhere(dreamer, run_here, tmp_path):
+    done = run_script(
+        *(*DREAM, "--warm-start", "exp/ctrl/best.tar", "--sigma", 1e-6, "--max-generations", 1),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0 and "best.tar: the search starts from it" in done.stdout
+    champion = load_checkpoint(dreamer / "dream/checkpoint.tar")["state"]["champion"]
+    theirs = load_controller(dreamer / "ctrl/best.tar")[0].flat_parameters()
+    np.testing.assert_allclose(champion, theirs, atol=1e-4)
+    random = run_here(*DREAM, "--memory", "random", cwd=tmp_path)
+    assert random.returncode == 2 and "--memory random" in random.stderr
+    missing = run_here(*DREAM, "--noreload", "--warm-start", "none.tar", cwd=tmp_path)
+    assert missing.returncode == 2 and "none.tar" in missing.stderr

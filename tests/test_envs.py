@@ -6,7 +6,7 @@ import torch
 from conftest import SHORT, make_experiment
 from PIL import Image
 
-from envs import rollouts, simulator
+from envs import simulator
 from envs.parallel import UNIT, run_rollouts, setup_worker, start_workers
 from envs.rollouts import play, seen_in_driving
 from envs.simulator import Simulator
@@ -98,6 +98,8 @@ def test_episodes_end_at_the_time_limit_of_1000(monkeypatch):
 
 class CountingSimulator:
     """Episode i ends by itself after lengths[i] steps and pays i + 1 a step."""
+
+    max_steps = simulator.MAX_STEPS
 
     def __init__(self, lengths):
         self.lengths, self.steps = lengths, {}
@@ -233,8 +235,7 @@ def test_workers_give_each_rollout_its_place(experiment, monkeypatch):
     assert len(set(returns.ravel().round(1))) == 6  # each has a place of its own
     np.testing.assert_array_equal(returns, again)
     agent = load_agent(experiment, CPU, fast_precision(CPU))
-    for module in (simulator, rollouts):  # as in the workers
-        monkeypatch.setattr(module, "MAX_STEPS", SHORT)
+    monkeypatch.setattr(simulator, "MAX_STEPS", SHORT)  # as in the workers
     for i, j in ((0, 1), (2, 0)):
         alone, _ = play(
             Simulator([seeds[j]]),
@@ -364,7 +365,7 @@ def test_what_is_seen_in_driving_is_z_and_the_h_beside_it(driving, experiment):
     size = 867 if driving == DEFAULT else 99
     parameters = torch.randn(3, size, generator=torch.Generator().manual_seed(0)) * 0.1
     seeds = track_seeds("train", 3, 0)
-    mean, covariance, steps = seen_in_driving(agent, parameters, seeds, patience=12)
+    mean, covariance, steps = seen_in_driving(agent, parameters, Simulator(seeds), patience=12)
 
     rows, driven = [], 0
     for seed, weights in zip(seeds, parameters, strict=True):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from PIL import Image
 
 from data.episodes import list_episodes, read_episode
 from envs import simulator
+from envs.evaluation import Judge, screen
 from envs.rollouts import play
 from envs.simulator import Simulator
 from envs.tracks import track_seeds
@@ -27,7 +29,6 @@ from models.logdir import DEFAULT, load_agent, load_controller
 from models.mdrnn import MDRNN
 from models.vae import VAE, Encoder
 from scripts.probe import Recording, explained, latents, memories, principal, situation
-from traincontroller import Judge, evaluation_is_due, parse_arguments, screen
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.devices import fast_precision
 from utils.evolution import Progress
@@ -571,13 +572,12 @@ def test_other_sizes_are_stored_and_found_again(run_here, tmp_path):
     assert refused.returncode == 2 and "its V has --latent-size 32" in refused.stderr
 
 
-def test_evaluations_take_a_quarter_of_the_steps(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["traincontroller.py", "--logdir", "exp"])
-    args = parse_arguments()
+def test_evaluations_take_a_quarter_of_the_steps():
+    judge = Judge(Path("best.tar"), None, 100, DEFAULT, "")
     progress, of_one = Progress(), 280_000  # at most 300,000
     for generation in range(1, 200):
         progress.generation, progress.steps = generation, progress.steps + 60_000
-        if evaluation_is_due(progress, args):
+        if judge.is_due(progress, None):
             progress.evaluation_steps += of_one
         whole = progress.steps + progress.evaluation_steps
         assert progress.evaluation_steps <= whole / 4
