@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from envs.parallel import run_rollouts, start_workers
 from envs.rollouts import play
-from envs.simulator import Simulator
+from envs.simulated_carracing import Dream, Dreaming, load_world
+from envs.simulator import MAX_STEPS, Simulator
 from envs.tracks import track_seeds
 from envs.viewer import VIDEO_SUFFIXES, Video, why_no_window, window_closed
 from models.agent import AgentPolicy
@@ -38,6 +39,7 @@ from utils.cli import (
     add_logdir,
     add_max_workers,
     add_seed,
+    positive_float,
     positive_int,
     run_script,
     script_parser,
@@ -63,6 +65,21 @@ def parse_arguments() -> Namespace:
     parser.add_argument(
         "--untrained", action="store_true", help="drive with a random controller, for comparison"
     )
+    parser.add_argument(
+        "--controller",
+        choices=["ctrl", "dream"],
+        default="ctrl",
+        help="the one that was trained on real tracks, or with --dream in dreams",
+    )
+    parser.add_argument(
+        "--in-dream", action="store_true", help="drive in M's dream instead of on real tracks"
+    )
+    parser.add_argument(
+        "--temperature", type=positive_float, default=1.0, help="of M's mixture in a dream"
+    )
+    parser.add_argument(
+        "--horizon", type=positive_int, default=MAX_STEPS, help="steps of a dream at most"
+    )
     add_max_workers(parser)
     add_device(parser)
     return parser.parse_args()
@@ -83,11 +100,12 @@ def choose_view(args: Namespace) -> Path | str | None:
         return args.video
     if args.no_render:
         return None
-    reason = why_no_window()
+    reason = "a dream has no window" if args.in_dream else why_no_window()
     if reason is None:
         print("view: a window (--video FILE writes a video, --no-render only scores)")
         return "window"
-    video = args.logdir / ("untrained.mp4" if args.untrained else "controller.mp4")
+    name = "untrained" if args.untrained else {"ctrl": "controller"}.get(args.controller, "dream")
+    video = args.logdir / f"{name}{'_in_dream' if args.in_dream else ''}.mp4"
     print(f"view: a video of the first episode, {video} ({reason})")
     return video
 
@@ -97,7 +115,7 @@ def main() -> None:
     device = choose_device(args.device)
     stage_weights(args.logdir, "vae")  # name the first stage that is missing
     if args.untrained:
-        best = args.logdir / "ctrl" / "best.tar"
+        best = args.logdir / args.controller / "best.tar"
         # Of the same kind, where there is one.
         driving = load_controller(best)[1] if best.exists() else driving_with(args.logdir)
         trained_with = None
@@ -105,7 +123,7 @@ def main() -> None:
         controller = new_controller(driving)
         print(f"controller: random weights (--untrained, seed {args.seed})")
     else:
-        path = stage_weights(args.logdir, "ctrl")
+        path = stage_weights(args.logdir, args.controller)
         controller, driving, state = load_controller(path)
         variant = "".join(
             f", {name} {value}"
@@ -121,14 +139,22 @@ def main() -> None:
     view = choose_view(args)
     parameters = controller.flat_parameters()[None]
     seeds = track_seeds("test", args.episodes, args.seed)
-
+    world = dream = None
+    if args.in_dream:
+        if driving.memory == "random":
+            raise UserError("--in-dream: this controller sees the state of another M, a random one")
+        world, dream = load_world(args.logdir), Dreaming(args.temperature, args.horizon)
+        seeds = [2**31 + seed for seed in seeds]  # so that no scores are of one seed and of both
+        print(f"in M's dream: temperature {dream.temperature:g}, {dream.horizon} steps at most")
     watched = {"window": args.episodes, None: 0}.get(view, 1)
     returns, closed = [], False
     if watched:  # otherwise only the workers drive
         agent = load_agent(args.logdir, device, fast_precision(device), driving, models)
     for number, seed in enumerate(seeds[:watched]):
         try:
-            returns.append(watch_episode(agent, parameters, seed, view, args))
+            mode = "human" if view == "window" else "rgb_array"
+            simulator = Dream(world, [seed], dream) if world else Simulator([seed], mode)
+            returns.append(watch_episode(agent, parameters, simulator, view, args))
         except WindowClosed as end:
             closed = True
             print(f"episode {number + 1}: the window was closed, {end}")
@@ -145,7 +171,7 @@ def main() -> None:
             ) as pool,
             tqdm(total=len(rest), unit="episode", desc="scoring", leave=False) as bar,
         ):
-            scored = run_rollouts(pool, parameters.numpy(), rest, bar.update)[0][0]
+            scored = run_rollouts(pool, parameters.numpy(), rest, bar.update, dream=dream)[0][0]
         for number, value in enumerate(scored, start=watched + 1):
             print(f"episode {number}: return {value:.1f}")
         returns.extend(scored)
@@ -165,16 +191,14 @@ class WindowClosed(Exception):
     """The user has seen enough; the message says how far the episode was."""
 
 
-def watch_episode(agent, parameters: torch.Tensor, seed: int, view: Path | str, args) -> float:
-    """Drive one episode in the sight of the user; returns its return.
+def watch_episode(agent, parameters: torch.Tensor, simulator, view: Path | str, args) -> float:
+    """Drive the one episode of a simulator in the sight of the user; returns its return.
 
     Raises WindowClosed.
     """
     # One car gains nothing from more threads, and the video's encoder wants the other cores.
     torch.set_num_threads(1)
     recording = nullcontext() if view == "window" else Video(view, load_vae(args.logdir))
-    simulator = Simulator([seed], "human" if view == "window" else "rgb_array")
-
     steps, so_far = 0, 0.0
     try:
         with recording as video:
@@ -188,7 +212,8 @@ def watch_episode(agent, parameters: torch.Tensor, seed: int, view: Path | str, 
                         raise WindowClosed(f"after {steps} steps with a return of {so_far:.1f}")
                 elif not video.failed:
                     with video.trying():
-                        video.add(lambda: simulator.picture(0), frames[0])
+                        seen = simulator.frames(ids)[0] if args.in_dream else frames[0]
+                        video.add(lambda: simulator.picture(0), seen)
 
             returns, _ = play(simulator, 1, 1, AgentPolicy(agent, parameters), watch)
     finally:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from envs.simulator import MAX_STEPS
@@ -125,6 +126,11 @@ class Dream:
         """What the dreams `ids` (n,) look like, decoded by V: (n, 64, 64, 3) uint8."""
         pixels = self.world.decoder(self.z[torch.from_numpy(ids)]) * 255
         return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+    def picture(self, i: int) -> np.ndarray:
+        """What a spectator of dream i sees, (400, 600, 3) uint8, as of the real car."""
+        frame = Image.fromarray(self.frames(np.array([i]))[0])
+        return np.asarray(frame.resize((600, 400), Image.Resampling.BILINEAR))
 
     def _observed(self, rows: Tensor) -> np.ndarray:
         return torch.cat([self.z[rows], self.h[rows]], dim=1).numpy()

@@ -49,8 +49,10 @@ def stage_weights(logdir: Path, stage: str) -> Path:
     """
     path = logdir / stage / "best.tar"
     if not path.exists():
+        option = " --dream" if stage == "dream" else ""
+        script = SCRIPTS["ctrl" if stage == "dream" else stage]
         raise UserError(
-            f"{path} does not exist; run `python {SCRIPTS[stage]} --logdir {logdir}` first"
+            f"{path} does not exist; run `python {script} --logdir {logdir}{option}` first"
         )
     return path
 

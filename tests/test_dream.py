@@ -1,6 +1,9 @@
 """The dream: what it draws, where it begins, and that it is an environment like the real one."""
 
+import shutil
+
 import gymnasium as gym
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from gymnasium.utils.env_checker import check_env
 from envs.parallel import run_rollouts, start_workers
 from envs.rollouts import play
 from envs.simulated_carracing import LEAST_REWARD, MOST_REWARD, Dream, Dreaming, load_world
+from envs.tracks import track_seeds
 from models.agent import AgentPolicy
 from models.logdir import (
     Driving,
@@ -23,6 +27,7 @@ from models.mdrnn import MDRNN, Prediction, draw_latent
 from models.starts import WARM_UP, Starts
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
+from utils.scores import read_scores
 
 CPU = torch.device("cpu")
 LENGTHS = (12, 90)
@@ -265,3 +270,25 @@ def test_a_search_starts_from_a_controller_of_elsewhere(dreamer, run_here, tmp_p
     assert random.returncode == 2 and "--memory random" in random.stderr
     missing = run_here(*DREAM, "--noreload", "--warm-start", "none.tar", cwd=tmp_path)
     assert missing.returncode == 2 and "none.tar" in missing.stderr
+
+
+def test_a_controller_is_scored_and_shown_in_dreams(dreamer, run_here, tmp_path):
+    test = ["test_controller.py", "--logdir", "exp", "--device", "cpu"]
+    missing = run_here(*test, "--controller", "dream", cwd=tmp_path)
+    assert missing.returncode == 2 and "--dream` first" in missing.stderr
+    shutil.copytree(dreamer / "ctrl", dreamer / "dream")
+    dreams = [*test, "--in-dream", "--horizon", 20, "--temperature", 0.7]
+    done = run_script(*dreams, "--episodes", 3, "--json", "scores.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "temperature 0.7, 20 steps" in done.stdout and "over 3 episodes" in done.stdout
+    scores = read_scores(tmp_path / "scores.json")
+    world, agent = load_world(dreamer), load_agent(dreamer, CPU, torch.float32)
+    parameters = load_controller(dreamer / "ctrl/best.tar")[0].flat_parameters().expand(3, -1)
+    dream = Dream(world, scores.tracks, Dreaming(0.7, 20))
+    returns, _ = play(dream, 3, 3, AgentPolicy(agent, parameters))
+    assert scores.returns == pytest.approx(returns.tolist(), abs=1e-3)
+    assert not set(scores.tracks) & set(track_seeds("test", 3, 0))
+    with imageio.get_reader(dreamer / "controller_in_dream.mp4") as video:
+        assert video.count_frames() == 10 and video.get_data(0).shape == (400, 800, 3)
+    real = run_script(*test, "--controller", "dream", "--no-render", cwd=tmp_path)
+    assert real.returncode == 0 and "exp/dream/best.tar" in real.stdout
