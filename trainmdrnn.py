@@ -6,6 +6,7 @@ Needs `logdir/vae/best.tar`. Writes `logdir/mdrnn/best.tar` and `checkpoint.tar`
 epoch, and the latents of all episodes, once, to `logdir/latents/`.
 """
 
+import copy
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data.ahead import ahead, describe_ahead, describe_returns, replayed_returns
 from data.episodes import EpisodeFile, describe_episodes, list_episodes, split_episodes
-from data.latents import encode_episodes
+from data.latents import LatentEpisode, encode_episodes
 from data.loaders import WindowLoader
 from models.logdir import load_vae, stage_weights, weights_digest, write_config
 from models.mdrnn import HIDDEN_SIZE, MDRNN, mdrnn_losses
 from models.vae import sample_latent
-from utils.checkpoint import load_checkpoint, set_aside
+from utils.checkpoint import load_checkpoint, load_weights, set_aside
 from utils.cli import (
     UserError,
     add_device,
@@ -32,6 +34,7 @@ from utils.cli import (
     run_script,
     script_parser,
 )
+from utils.curves import Curves
 from utils.devices import (
     choose_device,
     describe,
@@ -67,6 +70,8 @@ def make_optimizer(model: MDRNN) -> torch.optim.RMSprop:
     on_gpu = next(model.parameters()).is_cuda
     return torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9, capturable=on_gpu)
 
+
+AHEAD_EVERY = 5  # epochs between looks at how well M predicts many steps ahead
 
 ADVICE = "Check the VAE's losses, or start again with --noreload and another --seed"
 
@@ -157,6 +162,20 @@ def long_enough(files: list[EpisodeFile], seq_len: int) -> list[EpisodeFile]:
     return long
 
 
+def report(path: Path, model: MDRNN, held_out: list[LatentEpisode], include_reward: bool) -> None:
+    """Say how far the dream of the best M is from reality."""
+    load_weights(model, path)
+    errors = ahead(model, held_out, include_reward)
+    if errors:
+        print(f"{path}: {describe_ahead(errors)}")
+    else:
+        print(f"{path}: the held-out episodes are too short to look ahead")
+    if include_reward:
+        dreamt, real = replayed_returns(model, held_out)
+        if len(real):
+            print(f"{path}: {describe_returns(dreamt, real)}")
+
+
 def train(args: Namespace) -> None:
     """All epochs, from the last one that is stored."""
     stage_weights(args.logdir, "vae")
@@ -218,9 +237,19 @@ def train(args: Namespace) -> None:
         generator = seed_epoch("M's test", args.seed, epoch)
         return run_epoch(model, test_loader, generator, precision, args.include_reward, label)
 
+    held_out = [latents[file.name].read() for file in test_files]
+
+    def look_ahead(epoch: int, curves: Curves) -> None:
+        if epoch % AHEAD_EVERY == 0:
+            errors = ahead(copy.deepcopy(model).cpu().eval(), held_out, args.include_reward)
+            if errors:
+                print(f"epoch {epoch}: {describe_ahead(errors)}")
+            curves.add({f"ahead/{name}": value for name, value in errors.items()}, epoch)
+
     fitting.resume()  # raises where options contradict, before anything is written
     write_config(folder, args, episodes)
-    fitting.run(args.epochs, train_losses, test_losses)
+    fitting.run(args.epochs, train_losses, test_losses, look_ahead)
+    report(folder / "best.tar", copy.deepcopy(model).cpu().eval(), held_out, args.include_reward)
 
 
 def main() -> None:

@@ -79,6 +79,11 @@ class MDRNN(nn.Module):
         return torch.sigmoid(o) * torch.tanh(c), c
 
 
+def mixture_mean(prediction: Prediction) -> Tensor:
+    """What M expects the next latent to be, (..., 32)."""
+    return (prediction.logpi.exp().unsqueeze(-1) * prediction.mu).sum(-2)
+
+
 def draw_latent(
     prediction: Prediction, temperature: float, uniform: Tensor, normal: Tensor
 ) -> Tensor:

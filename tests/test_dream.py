@@ -7,9 +7,11 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
-from conftest import make_experiment, run_script
+from conftest import make_experiment, run_script, write_dataset
 from gymnasium.utils.env_checker import check_env
 
+from data.ahead import AHEAD, ahead, replay, replayed_returns, rms, windows
+from data.latents import LatentEpisode
 from envs.parallel import run_rollouts, start_workers
 from envs.rollouts import play
 from envs.simulated_carracing import LEAST_REWARD, MOST_REWARD, Dream, Dreaming, load_world
@@ -23,7 +25,7 @@ from models.logdir import (
     load_vae,
     weights_digest,
 )
-from models.mdrnn import MDRNN, Prediction, draw_latent
+from models.mdrnn import MDRNN, Prediction, draw_latent, mixture_mean
 from models.starts import WARM_UP, Starts
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
@@ -292,3 +294,78 @@ def test_a_controller_is_scored_and_shown_in_dreams(dreamer, run_here, tmp_path)
         assert video.count_frames() == 10 and video.get_data(0).shape == (400, 800, 3)
     real = run_script(*test, "--controller", "dream", "--no-render", cwd=tmp_path)
     assert real.returncode == 0 and "exp/dream/best.tar" in real.stdout
+
+
+def an_episode(steps, drift, seed=0):
+    """Latents that drift evenly, random actions, and rewards of 0.5 with one of 3 in four."""
+    generator = np.random.default_rng(seed)
+    mu = np.tile(drift * np.arange(steps, dtype=np.float32)[:, None], 32)
+    rewards = np.where(np.arange(steps) % 4 == 0, 3.0, 0.5).astype(np.float32)
+    actions = generator.uniform(-1, 1, (steps, 3)).astype(np.float32)
+    return LatentEpisode(mu, np.zeros_like(mu), actions, rewards, np.zeros(steps, bool))
+
+
+def constant_m(latent, reward):
+    """An M that expects the same of every step."""
+    model = MDRNN().eval()
+    with torch.no_grad():
+        model.gmm_linear.weight.zero_()
+        model.gmm_linear.bias.zero_()
+        model.gmm_linear.bias[: 5 * 32] = latent
+        model.gmm_linear.bias[-2] = reward
+    return model
+
+
+def test_errors_ahead_are_those_of_the_closed_form():
+    episodes = [an_episode(300, 0.01), an_episode(91, 0.01), an_episode(60, 0.01)]
+    errors = ahead(constant_m(0.0, 0.5), episodes, True)
+    window = windows(episodes, AHEAD[-1])
+    assert window.mu.shape == (WARM_UP + 50, 6, 32)  # 5 of the first one, 1 of the second
+    for steps in AHEAD:
+        assert errors[f"copied/{steps}"] == pytest.approx(0.01 * steps, abs=1e-5)
+        real = window.mu[WARM_UP + steps - 1]
+        assert errors[f"latent/{steps}"] == pytest.approx(rms(real), abs=1e-5)
+        paid = window.rewards[WARM_UP + steps - 1]
+        off = rms(paid - 0.5)
+        assert errors[f"reward/{steps}"] == pytest.approx(off, abs=1e-5)
+    assert not any("reward" in name for name in ahead(constant_m(0, 0), episodes, False))
+    assert ahead(constant_m(0, 0), episodes[2:], True) == {}
+
+    dreamt, real = replayed_returns(constant_m(0.0, 0.25), [an_episode(480, 0.01)])
+    assert dreamt == pytest.approx(2 * [50.0]) and real == pytest.approx(2 * [225.0])
+
+
+def test_m_looks_ahead_without_seeing():
+    """It is shown WARM_UP frames and all actions, and goes on by what it said itself."""
+    torch.manual_seed(0)
+    model, episode = MDRNN().eval(), an_episode(WARM_UP + 5, 0.1)
+    window = windows([episode], 5)
+    latents, rewards = replay(model, window, mixture_mean)
+    blind = window._replace(mu=window.mu.clone())
+    blind.mu[WARM_UP:] = 99
+    assert torch.equal(replay(model, blind, mixture_mean)[0], latents)
+    other = window._replace(actions=window.actions.clone())
+    other.actions[WARM_UP + 2] = 9
+    changed = replay(model, other, mixture_mean)[0]
+    assert torch.equal(changed[:2], latents[:2]) and not torch.equal(changed[2], latents[2])
+    # Against M's own forward pass over what it was shown and what it said.
+    seen = torch.cat([window.mu[:WARM_UP], latents])
+    with torch.no_grad():
+        whole = model(window.actions[1:], seen[:-1])
+    assert torch.allclose(mixture_mean(whole)[-5:], latents, atol=1e-5)
+    assert torch.allclose(whole.reward[-5:], rewards, atol=1e-5)
+
+
+def test_training_m_says_how_far_its_dream_is_from_reality(run_here, tmp_path):
+    write_dataset(tmp_path / "data", [250, 260, 250, 270])
+    make_experiment(tmp_path / "exp")
+    shutil.rmtree(tmp_path / "exp/mdrnn")
+    command = ["trainmdrnn.py", "--logdir", "exp", "--rootdir", "data", "--device", "cpu"]
+    done = run_here(*command, "--epochs", 6, "--include_reward", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "steps ahead: latent" in line]
+    assert [line.split(":")[0] for line in lines] == ["epoch 5", "exp/mdrnn/best.tar"]
+    assert all("(mean reward" in line for line in lines)
+    assert "1 replays of 200 steps: return" in done.stdout
+    without = run_here(*command, "--epochs", 1, "--noreload", cwd=tmp_path)
+    assert "steps ahead: latent" in without.stdout and "mean reward" not in without.stdout
