@@ -25,6 +25,7 @@ STAGES = (
     "latents",
     "mdrnn",
     "controller",
+    "dream",
     "startup",
     "memory",
     "growth",

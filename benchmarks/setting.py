@@ -12,6 +12,7 @@ from data.playing import BATCH, setup_worker
 from data.policies import brownian
 from models.controller import Controller
 from models.mdrnn import MDRNN
+from models.starts import WARM_UP
 from models.vae import VAE
 from utils.checkpoint import save_checkpoint
 from utils.cores import available_cores
@@ -52,11 +53,25 @@ def generation_units(rootdir: Path) -> list[dict[int, Path]]:
 
 @functools.cache
 def experiment() -> Path:
-    """A logdir with random weights: how fast they compute does not depend on what they know."""
+    """A logdir with random weights: how fast they compute does not depend on what they know.
+
+    Its M dreams, of random starts, and ends no dream.
+    """
     logdir = folder() / "experiment"
     torch.manual_seed(0)
-    for stage, model in (("vae", VAE()), ("mdrnn", MDRNN()), ("ctrl", Controller())):
-        save_checkpoint(logdir / stage / "best.tar", {"state_dict": model.state_dict()})
+    models = {"vae": VAE(), "mdrnn": MDRNN(), "ctrl": Controller()}
+    with torch.no_grad():
+        models["mdrnn"].gmm_linear.bias[-1] = -20
+    for stage, model in models.items():
+        state = {"state_dict": model.state_dict()}
+        if stage == "mdrnn":
+            state["heads"] = "latents, terminals, rewards"
+        save_checkpoint(logdir / stage / "best.tar", state)
+    generator, lengths = np.random.default_rng(0), np.full(8, WARM_UP + 1)
+    mu, actions = (
+        generator.standard_normal((lengths.sum(), size)).astype(np.float32) for size in (32, 3)
+    )
+    np.savez(logdir / "mdrnn" / "starts.npz", lengths=lengths, mu=mu, actions=actions)
     return logdir
 
 
