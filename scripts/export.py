@@ -2,7 +2,7 @@
 
 python scripts/export.py --logdir experiment --to given_away
 
-With them goes each stage's `config.json`, which says how it was made.
+With them goes each stage's `config.json`, which says how it was made, and where dreams begin.
 """
 
 import shutil
@@ -11,7 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from models.logdir import SCRIPTS, load_controller, stage_weights
+from models.logdir import SCRIPTS, load_controller, load_vae, stage_weights, weights_digest
+from models.starts import Starts
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError, add_logdir, run_script, script_parser
 
@@ -20,6 +21,7 @@ KEPT = (
     *("epoch", "precision", "reward", "state_dict", "driving", "conditions", "episodes", "heads"),
     "about",
 )
+STARTS = 128  # of dreams, of some 6 kB each
 
 
 def main() -> None:
@@ -46,6 +48,11 @@ def main() -> None:
         config = args.logdir / stage / "config.json"
         if config.exists():
             shutil.copy(config, path.parent)
+    if "rewards" in states.get("mdrnn", {}).get("heads", ""):
+        path = args.to / "mdrnn" / "starts.npz"
+        encoder = weights_digest(load_vae(args.logdir).encoder)
+        Starts(args.logdir, encoder).write(path, STARTS)
+        print(f"{path}: {STARTS} places where a dream begins, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

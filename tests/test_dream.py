@@ -369,3 +369,12 @@ def test_training_m_says_how_far_its_dream_is_from_reality(run_here, tmp_path):
     assert "1 replays of 200 steps: return" in done.stdout
     without = run_here(*command, "--epochs", 1, "--noreload", cwd=tmp_path)
     assert "steps ahead: latent" in without.stdout and "mean reward" not in without.stdout
+
+
+def test_what_was_exported_dreams_without_the_latents(dreamer, run_here, tmp_path):
+    done = run_here("scripts/export.py", "--logdir", "exp", "--to", "given", cwd=tmp_path)
+    assert done.returncode == 0 and "starts.npz" in done.stdout
+    shutil.rmtree(dreamer)
+    env = gym.make("SimulatedCarRacing-v0", logdir=tmp_path / "given", observation="latent")
+    first, _ = env.reset(seed=1)
+    assert np.abs(first[32:]).max() > 0 and env.step(env.action_space.sample())[1] != 0
