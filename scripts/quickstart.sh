@@ -10,7 +10,7 @@ cat << TEXT
 This will, on the CPU, in some 12 minutes on 2 cores after the installation:
   - install torch and the rest into .venv, where that was not done (6 GB, a few minutes)
   - show the trained controller of pretrained/ in a video
-  - play 32 random episodes, train V, M and C on them, and score C before and after (160 MB)
+  - play 32 random episodes, train V, M and C on them, and score C before and after (150 MB)
 All that it makes is in $logdir/. Stopped and run again, it continues.
 TEXT
 
