@@ -221,6 +221,17 @@ def list_episodes(rootdir: Path) -> list[EpisodeFile]:
     Files that are none are left out with one warning that counts and names them. Raises
     UserError when the folder is missing or nothing usable is in it.
     """
+    files, bad = find_episodes(rootdir)
+    if bad:
+        warn_skipped(bad)
+    return files
+
+
+def find_episodes(rootdir: Path) -> tuple[list[EpisodeFile], list[tuple[str, str]]]:
+    """The usable episodes below `rootdir`, and (name, reason) of those that are not.
+
+    Raises as `list_episodes` does, whose order this is.
+    """
     if rootdir.exists() and not rootdir.is_dir():
         raise UserError(f"--rootdir {rootdir} is no folder; give the folder around the episodes")
     if not rootdir.is_dir():
@@ -236,14 +247,19 @@ def list_episodes(rootdir: Path) -> list[EpisodeFile]:
             files.append(EpisodeFile(path, relative, length, checksum))
         except BadEpisode as reason:
             bad.append((relative, str(reason)))
-    if bad:
-        warn_skipped(bad)
     if not files:
+        if bad:
+            warn_skipped(bad)
         raise UserError(
             f"--rootdir {rootdir} holds no usable episode; "
             f"run `python data/generation_script.py --rootdir {rootdir}` first"
         )
-    return sorted(files, key=lambda file: file.name)
+    return sorted(files, key=lambda file: file.name), bad
+
+
+def read_signals(file: EpisodeFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Actions (T, 3), rewards (T,) and terminals (T,) of an episode; its frames stay packed."""
+    return _clean(_read_arrays(file.path, KEYS[1:]), file.length)
 
 
 def _each_once(rootdir: Path, bad: list[tuple[str, str]]) -> Iterator[Path]:

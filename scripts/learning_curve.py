@@ -12,19 +12,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils import paper
 from utils.checkpoint import load_checkpoint
 from utils.cli import UserError, add_logdir, picture_path, run_script, script_parser
-
-# The paper's own published log: generation and the population's mean return. Its first 1800
-# generations of 64 x 16 rollouts took 4.03 million seconds on 64 cores, some 1.7 billion steps.
-PAPER = np.array(
-    [
-        *((1, -55), (6, 92), (11, 282), (21, 616), (51, 754), (101, 792)),
-        *((201, 827), (501, 868), (1001, 882), (1800, 890)),
-    ]
-)
-PAPER_STEPS = 1.7e9 / 1800  # of a generation
-PAPER_HOURS = 4.03e6 / 3600 / 1800
 
 
 def main() -> None:
@@ -47,17 +37,17 @@ def main() -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axis, column, unit, scale, of_paper in (
-        (axes[0], 1, "environment steps", 1, PAPER_STEPS),
+        (axes[0], 1, "environment steps", 1, paper.STEPS),
         (
             axes[1],
             2,
             "hours of training rollouts (ours: 2 cores; the paper's: 64)",
             1 / 3600,
-            PAPER_HOURS,
+            paper.HOURS,
         ),
     ):
-        x = PAPER[:, 0] * of_paper
-        axis.plot(x, PAPER[:, 1], "o-", color="gray", label="paper, population mean")
+        x = paper.CURVE[:, 0] * of_paper
+        axis.plot(x, paper.CURVE[:, 1], "o-", color="gray", label="paper, population mean")
         axis.plot(history[:, column] * scale, history[:, 3], color="C0", label="population mean")
         if len(evaluations):
             x = evaluations[:, column] * scale
