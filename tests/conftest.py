@@ -21,7 +21,9 @@ from models.vae import VAE
 from utils.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = 200  # steps of an episode in the processes that are forked; see preloaded.py
+# Steps of an episode in the processes that are forked, see preloaded.py: enough to leave the field,
+# as the controller of `make_experiment` does.
+SHORT = 280
 
 
 def make_episode(steps: int, seed: int = 0, size: int = 64) -> Episode:

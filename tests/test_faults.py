@@ -147,22 +147,19 @@ def test_thirty_kills_at_random_moments_leave_every_checkpoint_whole(tmp_path):
 
 
 def test_a_killed_worker_changes_nothing(tmp_path):
-    """Processes as a user starts them: workers from the tests' server are no children."""
+    """In a process as a user starts it: workers from the tests' server are no children."""
     options = ["--pop-size", 4, "--n-samples", 1, "--eval-rollouts", 1, "--max-generations", 1]
-    options += ["--sigma", 0.001, "--device", "cpu"]
-
-    def start(name):
+    options += ["--sigma", 0.001, "--patience", 0, "--device", "cpu"]
+    for name in ("quiet", "faults"):
         make_experiment(tmp_path / name)  # with a controller that soon leaves the field
-        return subprocess.Popen(
-            [sys.executable, ROOT / "traincontroller.py", *map(str, options), "--logdir", name],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    quiet, _ = start("quiet").communicate(timeout=300)
-    process = start("faults")
+    quiet = run_script("traincontroller.py", *options, "--logdir", "quiet", cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "traincontroller.py", *map(str, options), "--logdir", "faults"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     log = tmp_path / "faults/tmp/worker_0.log"
     deadline = time.monotonic() + 120
     while not (log.exists() and "first step" in log.read_text()) and time.monotonic() < deadline:
@@ -171,7 +168,7 @@ def test_a_killed_worker_changes_nothing(tmp_path):
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "killed by SIGKILL" in errors
     pattern = r"generation \d: return mean \S+, best \S+, worst \S+, sigma \S+"
-    assert re.findall(pattern, output) == re.findall(pattern, quiet) != []
+    assert re.findall(pattern, output) == re.findall(pattern, quiet.stdout) != []
 
 
 def test_the_second_training_in_a_logdir_is_refused_and_a_dead_ones_lock_is_none(tmp_path):

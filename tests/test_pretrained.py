@@ -24,6 +24,7 @@ def test_pretrained_drives_three_tracks(tmp_path):
         (tmp_path / "pretrained").mkdir(exist_ok=True)
         (tmp_path / "pretrained" / stage).symlink_to(PRETRAINED / stage)
     options = ["--logdir", "pretrained", "--no-render", "--episodes", "3", "--seed", "1"]
+    options += ["--max-workers", "1"]
     command = [sys.executable, ROOT / "test_controller.py", *options, "--device", "cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "note:" not in done.stdout, done.stdout + done.stderr
