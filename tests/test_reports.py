@@ -688,26 +688,6 @@ def test_a_worker_without_a_log_is_one_line(experiment, run_here):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_whole_training_starts_its_workers_as_a_users_does(tmp_path):
-    """No server of the tests: each worker is spawned, and imports what it needs.
-
-    From a controller that soon leaves the field.
-    """
-    make_experiment(tmp_path / "exp")
-
-    command = [*CTRL_RUN, "--max-generations", 2, "--max-workers", 2, "--sigma", 0.001]
-    done = subprocess.run(
-        [sys.executable, ROOT / command[0], *map(str, command[1:])],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "generation 2: return mean" in done.stdout
-    assert "evaluation after generation 2" in done.stdout
-
-
 SHARING = """
 import os, subprocess, sys, time
 import torch

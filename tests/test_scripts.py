@@ -41,8 +41,8 @@ TINY = {
     "trainvae.py": ["--epochs", "1", "--batch-size", "64"],
     "trainmdrnn.py": ["--epochs", "1"],
     "traincontroller.py": [
-        *("--pop-size", "3", "--n-samples", "1", "--max-generations", "1", "--sigma", "0.001"),
-        *("--eval-every", "1", "--eval-rollouts", "1", "--patience", "5"),
+        *("--pop-size", "3", "--n-samples", "1", "--max-generations", "2", "--sigma", "0.001"),
+        *("--eval-every", "2", "--eval-rollouts", "1", "--patience", "5"),
     ],
     "test_controller.py": ["--episodes", "1"],
     "scripts/export.py": [],
@@ -63,6 +63,7 @@ def readme_commands():
 def test_readme_commands_end_to_end(tmp_path):
     """Each of the README's commands works, one after the other, in the folder of a user.
 
+    No server of the tests at first: each worker is spawned, and imports what it needs.
     The search starts from a controller that soon leaves the field, which spares minutes.
     """
     commands = readme_commands()
@@ -72,7 +73,10 @@ def test_readme_commands_end_to_end(tmp_path):
     assert {c[0] for c in commands} >= set(TINY)
     printed = {}
     for script, *arguments in commands:
-        if script in ("-m", "scripts/soak.py"):  # of half an hour, and of as long as you like
+        if script == "scripts/soak.py":  # of as long as you like
+            assert "--minutes" in run_script(script, "--help", cwd=tmp_path).stdout
+            continue
+        elif script == "-m":  # of half an hour
             command, cwd = [script, *arguments, "--help"], ROOT
         elif script in printed:  # its own start was tried: from here on without its imports
             again = run_script(script, *arguments, *TINY[script], cwd=tmp_path)
@@ -88,6 +92,7 @@ def test_readme_commands_end_to_end(tmp_path):
     assert len(list_episodes(tmp_path / "datasets" / "round_2")) == 6
     for path in ("vae/best.tar", "mdrnn/best.tar", "ctrl/best.tar", "ctrl/checkpoint.tar"):
         load_checkpoint(logdir / path)
+    assert load_checkpoint(logdir / "ctrl/checkpoint.tar")["state"]["generation"] == 2
     samples = {p.name for p in (logdir / "vae" / "samples").iterdir()}
     assert samples == {"sample_1.png", "reconstruction_1.png"}
     for stage in ("vae", "mdrnn", "ctrl"):
