@@ -23,7 +23,7 @@ from utils import page, paper
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.cli import UserError, add_rootdir, add_seed, run_script, script_parser
 from utils.files import atomic_write
-from utils.frames import pixels_to_unit
+from utils.frames import pixels_to_unit, unit_to_pixels
 
 FRAMES = 24  # that are shown beside their reconstructions
 SWEEP = np.linspace(-3, 3, 9)  # values of a latent dimension
@@ -88,8 +88,7 @@ def some_frames(files: list[EpisodeFile], generator: np.random.Generator) -> np.
 
 def decoded(vae: VAE, z: torch.Tensor) -> np.ndarray:
     """Latents (n, 32) -> frames (n, 64, 64, 3) uint8."""
-    pixels = vae.decoder(z) * 255
-    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return unit_to_pixels(vae.decoder(z)).numpy()
 
 
 def reconstructions(vae: VAE, frames: np.ndarray) -> str:

@@ -22,7 +22,7 @@ from models.logdir import load_dreamer, load_vae, weights_digest
 from models.mdrnn import MDRNN, draw_latent
 from models.starts import Starts
 from models.vae import Decoder
-from utils.frames import SIZE
+from utils.frames import SIZE, unit_to_pixels
 from utils.streams import stream
 
 # What one step can return: a tile is worth 1000 / N, and no track has fewer than 200; leaving the
@@ -124,8 +124,7 @@ class Dream:
     @torch.inference_mode()
     def frames(self, ids: np.ndarray) -> np.ndarray:
         """What the dreams `ids` (n,) look like, decoded by V: (n, 64, 64, 3) uint8."""
-        pixels = self.world.decoder(self.z[torch.from_numpy(ids)]) * 255
-        return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        return unit_to_pixels(self.world.decoder(self.z[torch.from_numpy(ids)])).numpy()
 
     def picture(self, i: int) -> np.ndarray:
         """What a spectator of dream i sees, (400, 600, 3) uint8, as of the real car."""

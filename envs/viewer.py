@@ -17,7 +17,7 @@ from models.inference import inference_encoder
 from models.vae import VAE
 from utils.cli import first_line
 from utils.files import TEMPORARY
-from utils.frames import pixels_to_unit, to_64
+from utils.frames import pixels_to_unit, to_64, unit_to_pixels
 
 FRAMES_PER_SECOND = 25  # of a video, which has every second step of the 50 in a second
 VIDEO_SUFFIXES = (".mp4", ".gif")
@@ -110,8 +110,7 @@ class Video:
         if self.steps % 2 == 0:
             return
         seen = to_64(torch.from_numpy(np.ascontiguousarray(observation))[None])
-        kept = self.decoder(self.encoder.mean(pixels_to_unit(seen)))[0]
-        kept = (kept.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        kept = unit_to_pixels(self.decoder(self.encoder.mean(pixels_to_unit(seen))))[0].numpy()
         panels = [
             np.asarray(Image.fromarray(view).resize((PANEL, PANEL), Image.Resampling.NEAREST))
             for view in (seen[0].numpy(), kept)

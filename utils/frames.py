@@ -36,3 +36,8 @@ def to_64(frames: Tensor) -> Tensor:
 def pixels_to_unit(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Frames (N, 64, 64, 3) uint8 -> (N, 3, 64, 64) in [0, 1], channels_last in memory."""
     return frames.permute(0, 3, 1, 2).to(dtype).div_(255)
+
+
+def unit_to_pixels(frames: Tensor) -> Tensor:
+    """Frames (N, 3, 64, 64) in [0, 1], as V decodes them -> (N, 64, 64, 3) uint8."""
+    return (frames.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).contiguous()
