@@ -181,7 +181,20 @@ def test_another_smoothscale_is_noticed(unchecked, capsys):
 
 
 LOOK = "from envs.simulator import environment; print(environment().__name__, flush=True)"
-CHILD = f"import subprocess, sys; {LOOK}; subprocess.run([sys.executable, '-c', {LOOK!r}])"
+# A module as `envs/drawing.py` is, which is compiled within a second.
+SMALL = """
+from utils.compiling import compiled, kept
+
+@compiled
+def double(x):
+    return 2 * x
+
+@kept
+def compute(x):
+    return double(x) + 1
+"""
+COMPUTE = "from envs.small import compute; print(compute(3), flush=True)"
+CHILD = f"import subprocess, sys; {COMPUTE}; subprocess.run([sys.executable, '-c', {COMPUTE!r}])"
 
 
 def look(folder, code=LOOK, **environment):
@@ -197,19 +210,26 @@ def look(folder, code=LOOK, **environment):
     return done.stdout.splitlines()
 
 
-def test_what_draws_is_compiled_once_for_an_installation_or_for_a_run(tmp_path):
-    for name in ("envs", "utils"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    first, second = look(tmp_path), look(tmp_path)
-    assert len(first) == 2 and f"kept in {tmp_path / 'envs' / '__pycache__'}" in first[0]
-    assert second == ["DrawnCarRacing"]
-    (tmp_path / "envs" / "__pycache__").rename(tmp_path / "before")
-    (tmp_path / "envs" / "__pycache__").touch()  # no folder can be made there, nor below it
+def test_what_draws_is_compiled_once_for_an_installation():
+    """The tests' server has compiled it, in other processes than this one."""
+    assert look(ROOT) == ["DrawnCarRacing"]
+
+
+def test_what_is_compiled_is_kept_beside_its_file_or_for_a_run(tmp_path):
+    shutil.copytree(ROOT / "utils", tmp_path / "utils")
+    kept = tmp_path / "envs" / "__pycache__"
+    kept.parent.mkdir()
+    (tmp_path / "envs" / "small.py").write_text(SMALL)
+    first, second = look(tmp_path, COMPUTE), look(tmp_path, COMPUTE)
+    assert len(first) == 2 and f"kept in {kept}" in first[0]
+    assert second == ["7"]
+    kept.rename(tmp_path / "before")
+    kept.touch()  # no folder can be made there, nor below it
     (tmp_path / "tmp").mkdir()
-    nowhere = {"XDG_CACHE_HOME": str(tmp_path / "envs" / "__pycache__")}
+    nowhere = {"XDG_CACHE_HOME": str(kept)}
     denied = look(tmp_path, CHILD, TMPDIR=str(tmp_path / "tmp"), **nowhere)
     assert len(denied) == 3 and f"kept in {tmp_path / 'tmp' / 'compiled-'}" in denied[0]
-    assert denied[1:] == ["DrawnCarRacing"] * 2  # the second process had nothing to compile
+    assert denied[1:] == ["7"] * 2  # the second process had nothing to compile
     assert not list((tmp_path / "tmp").iterdir())
 
 

@@ -1,7 +1,5 @@
 """The logdir that is shipped drives."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +17,20 @@ from utils.checkpoint import load_checkpoint
 PRETRAINED = ROOT / "pretrained"
 
 
-def test_pretrained_drives_three_tracks(tmp_path):
-    for stage in ("vae", "mdrnn", "ctrl"):  # workers log into the logdir: not into the shipped one
-        (tmp_path / "pretrained").mkdir(exist_ok=True)
-        (tmp_path / "pretrained" / stage).symlink_to(PRETRAINED / stage)
-    options = ["--logdir", "pretrained", "--no-render", "--episodes", "3", "--seed", "1"]
-    options += ["--max-workers", "1"]
-    command = [sys.executable, ROOT / "test_controller.py", *options, "--device", "cpu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "note:" not in done.stdout, done.stdout + done.stderr
-    mean = float(done.stdout.splitlines()[-1].split()[1])
-    assert mean > 800, done.stdout
+@pytest.fixture(scope="module")
+def shipped():
+    """The shipped agent, with V in float32, and its controller's parameters (P,)."""
+    controller, driving, _ = load_controller(PRETRAINED / "ctrl" / "best.tar")
+    agent = load_agent(PRETRAINED, torch.device("cpu"), torch.float32, driving)
+    return agent, controller.flat_parameters()
+
+
+def test_pretrained_drives_three_tracks(shipped):
+    agent, parameters = shipped
+    environments = simulator.Simulator(track_seeds("test", 3, 1))
+    returns, lengths = play(environments, 3, 3, AgentPolicy(agent, parameters.expand(3, -1)))
+    environments.close()
+    assert returns.mean() > 800 and (lengths > 600).all(), (returns, lengths)
 
 
 # On the first four test tracks of seed 3, with V in float32: the mean action (steering, gas, brake)
@@ -44,7 +45,7 @@ AFTER_100 = [69.87, 75.91, 80.58, 88.04]
 AFTER_300 = [299.07, 317.08, 299.71, 377.84]
 
 
-def test_actions_and_returns_are_what_they_were(monkeypatch):
+def test_actions_and_returns_are_what_they_were(shipped, monkeypatch):
     """Whatever is made faster: the same tracks give the same actions and returns.
 
     Driving amplifies rounding, which differs between processors. A hundred thousandth on the
@@ -52,9 +53,8 @@ def test_actions_and_returns_are_what_they_were(monkeypatch):
     mu move it by 0.02. It moves no return by more than a tile in 100 steps, but one by several in
     300, and then their mean by less than two.
     """
-    controller, driving, _ = load_controller(PRETRAINED / "ctrl" / "best.tar")
-    agent = load_agent(PRETRAINED, torch.device("cpu"), torch.float32, driving)
-    policy = AgentPolicy(agent, controller.flat_parameters().expand(4, -1))
+    agent, parameters = shipped
+    policy = AgentPolicy(agent, parameters.expand(4, -1))
 
     def drive(steps):
         monkeypatch.setattr(simulator, "MAX_STEPS", steps)
