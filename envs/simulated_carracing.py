@@ -4,7 +4,9 @@
     import envs.simulated_carracing
     env = gym.make("SimulatedCarRacing-v0", logdir="exp_dir", temperature=1.0)
 
-Needs V and an M that was trained with `--include_reward`.
+Needs V and an M that was trained with `--include_reward`. It can be played:
+
+    python -m envs.simulated_carracing --logdir exp_dir
 """
 
 from pathlib import Path
@@ -19,9 +21,10 @@ from torch import Tensor
 from envs.simulator import MAX_STEPS
 from models.agent import ACTION_HIGH, ACTION_LOW
 from models.logdir import load_dreamer, load_vae, weights_digest
-from models.mdrnn import MDRNN, draw_latent
+from models.mdrnn import MDRNN, Prediction, draw_latent
 from models.starts import Starts
 from models.vae import Decoder
+from utils.cli import run_script
 from utils.frames import SIZE, unit_to_pixels
 from utils.streams import stream
 
@@ -79,6 +82,7 @@ class Dream:
         self.noise = np.empty((n, NOISE_STEPS, mdrnn.latent_size + 1), np.float32)
         self.generators: list[np.random.Generator | None] = [None] * n
         self.warm: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # seed -> z, h, c
+        self.prediction: Prediction | None = None  # of the last step; its first rows are `ids`
 
     def reset(self, ids: np.ndarray) -> np.ndarray:
         """Start the dreams `ids` (n,) and return what is observed, [z h] (n, 288) float32."""
@@ -86,10 +90,14 @@ class Dream:
             seed = self.seeds[i]
             if seed not in self.warm:
                 self.warm[seed] = self._warm_up(seed)
-            self.z[i], self.h[i], self.c[i] = self.warm[seed]
-            self.steps[i] = 0
-            self.generators[i] = stream("dream's noise", seed)
+            self.begin(i, *self.warm[seed])
         return self._observed(torch.from_numpy(ids))
+
+    def begin(self, i: int, z: Tensor, h: Tensor, c: Tensor) -> None:
+        """Start dream i at z (32,), with M's state h and c (256,), not where its seed says."""
+        self.z[i], self.h[i], self.c[i] = z, h, c
+        self.steps[i] = 0
+        self.generators[i] = stream("dream's noise", self.seeds[i])
 
     @torch.inference_mode()
     def step(
@@ -105,7 +113,7 @@ class Dream:
         action = torch.from_numpy(np.asarray(actions, np.float32)).clamp(ACTION_LOW, ACTION_HIGH)
         action = torch.cat([action, action[:1].expand(len(padded) - n, -1)])
         h, c = self.world.mdrnn.step(action, self.z[padded], self.h[padded], self.c[padded])
-        prediction = self.world.mdrnn.predict(h)
+        self.prediction = prediction = self.world.mdrnn.predict(h)
         noise = torch.from_numpy(self._noise(ids))
         noise = torch.cat([noise, noise[:1].expand(len(padded) - n, -1)])
         z = draw_latent(prediction, self.temperature, noise[:, 0], noise[:, 1:])
@@ -216,4 +224,10 @@ class SimulatedCarRacing(gym.Env):
         return self.dream.frames(self.only)[0] if self.observation == "frame" else observed[0]
 
 
-gym.register("SimulatedCarRacing-v0", entry_point=SimulatedCarRacing)
+if __name__ == "__main__":
+    # What plays imports this file as a module.
+    from envs.player.command import main
+
+    run_script(main)
+else:
+    gym.register("SimulatedCarRacing-v0", entry_point=SimulatedCarRacing)

@@ -16,9 +16,10 @@ import torch
 
 from data.episodes import Episode, write_episode
 from models.controller import Controller
+from models.logdir import load_vae, weights_digest
 from models.mdrnn import MDRNN
 from models.vae import VAE
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 # Steps of an episode in the processes that are forked, see preloaded.py: enough to leave the field,
@@ -161,3 +162,23 @@ def make_experiment(logdir: Path) -> Path:
 @pytest.fixture
 def experiment(tmp_path) -> Path:
     return make_experiment(tmp_path / "exp_dir")
+
+
+@pytest.fixture
+def dreamer(tmp_path):
+    """A logdir whose M, with random weights, passes for one that has learned rewards.
+
+    Its dreams begin in episodes of 12 and 90 frames.
+    """
+    logdir = make_experiment(tmp_path / "exp")
+    path = logdir / "mdrnn/best.tar"
+    save_checkpoint(path, load_checkpoint(path) | {"heads": "latents, terminals, rewards"})
+    folder = logdir / "latents" / f"{weights_digest(load_vae(logdir).encoder)[:16]}-float32"
+    (folder / "thread_0").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for k, length in enumerate((12, 90)):
+        mu, actions = (
+            generator.standard_normal((length, size)).astype(np.float32) for size in (32, 3)
+        )
+        np.savez(folder / "thread_0" / f"rollout_{k}.npz", mu=mu, actions=actions)
+    return logdir

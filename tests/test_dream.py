@@ -32,24 +32,6 @@ from utils.cli import UserError
 from utils.scores import read_scores
 
 CPU = torch.device("cpu")
-LENGTHS = (12, 90)
-
-
-@pytest.fixture
-def dreamer(tmp_path):
-    """A logdir whose M, with random weights, passes for one that has learned rewards."""
-    logdir = make_experiment(tmp_path / "exp")
-    path = logdir / "mdrnn/best.tar"
-    save_checkpoint(path, load_checkpoint(path) | {"heads": "latents, terminals, rewards"})
-    folder = logdir / "latents" / f"{weights_digest(load_vae(logdir).encoder)[:16]}-float32"
-    (folder / "thread_0").mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for k, length in enumerate(LENGTHS):
-        mu, actions = (
-            generator.standard_normal((length, size)).astype(np.float32) for size in (32, 3)
-        )
-        np.savez(folder / "thread_0" / f"rollout_{k}.npz", mu=mu, actions=actions)
-    return logdir
 
 
 def episodes(logdir):

@@ -18,7 +18,6 @@ import torch
 from conftest import ROOT, fork, make_experiment, run_script, write_dataset
 
 from data.episodes import list_episodes, read_episode, split_episodes, write_episode
-from scripts.soak import workers_of
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
 from utils.evolution import finite_fitness
@@ -147,26 +146,28 @@ def test_thirty_kills_at_random_moments_leave_every_checkpoint_whole(tmp_path):
 
 
 def test_a_killed_worker_changes_nothing(tmp_path):
-    """In a process as a user starts it: workers from the tests' server are no children."""
     options = ["--pop-size", 4, "--n-samples", 1, "--eval-rollouts", 1, "--max-generations", 1]
     options += ["--sigma", 0.001, "--patience", 0, "--device", "cpu"]
     for name in ("quiet", "faults"):
         make_experiment(tmp_path / name)  # with a controller that soon leaves the field
     quiet = run_script("traincontroller.py", *options, "--logdir", "quiet", cwd=tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "traincontroller.py", *map(str, options), "--logdir", "faults"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    stdout, stderr = tmp_path / "stdout", tmp_path / "stderr"
+    command = ["traincontroller.py", *options, "--logdir", "faults"]
+    process = fork(*command, cwd=tmp_path, stdout=stdout, stderr=stderr)
     log = tmp_path / "faults/tmp/worker_0.log"
     deadline = time.monotonic() + 120
     while not (log.exists() and "first step" in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    workers_of(psutil.Process(process.pid))[0].kill()
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0 and "killed by SIGKILL" in errors
+    script = psutil.Process(process.pid)
+    started = [  # by the tests' server, of which the script itself is a child
+        child
+        for child in script.parent().children()
+        if child != script and child.create_time() >= script.create_time()
+    ]
+    started[0].kill()
+    process.join(300)
+    output, errors = stdout.read_text(), stderr.read_text()
+    assert process.exitcode == 0 and "killed by SIGKILL" in errors
     pattern = r"generation \d: return mean \S+, best \S+, worst \S+, sigma \S+"
     assert re.findall(pattern, output) == re.findall(pattern, quiet.stdout) != []
 
