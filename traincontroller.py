@@ -2,10 +2,9 @@
 
     python traincontroller.py --logdir exp_dir --max-generations 54
 
-Needs `logdir/vae/best.tar` and, with a trained M, `logdir/mdrnn/best.tar`. Writes
-`logdir/ctrl/best.tar`, the best controller on the evaluation tracks, and
-`logdir/ctrl/checkpoint.tar`, the latest generation; the workers' output goes to `logdir/tmp/`.
-With `--dream` the candidates drive in M's dream (section 4), and `logdir/dream/` has the two.
+Needs V, and M for `--memory trained`. Writes `logdir/ctrl/best.tar`, the best controller on the
+evaluation tracks, and `checkpoint.tar`, the latest generation; the workers' output goes to
+`logdir/tmp/`. With `--dream` (section 4) candidates drive in M's dream, and the folder is `dream/`.
 """
 
 import argparse
@@ -30,6 +29,7 @@ from utils.cli import (
     add_logdir,
     add_max_workers,
     add_noreload,
+    add_ray_address,
     add_seed,
     finite_float,
     natural_int,
@@ -51,9 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     add_logdir(parser)
 
     search = parser.add_argument_group("search")
-    search.add_argument(
-        "--pop-size", type=population_int, default=32, help="candidates in a generation"
-    )
+    search.add_argument("--pop-size", type=population_int, default=32, help="candidates at a time")
     search.add_argument(
         "--n-samples", type=positive_int, default=3, help="rollouts of each candidate"
     )
@@ -121,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
         "all steps; with --dream 10)",
     )
     evaluation.add_argument(
-        "--eval-rollouts", type=positive_int, default=100, help="tracks of an evaluation"
+        "--eval-rollouts", type=positive_int, default=100, help="tracks of each"
     )
     evaluation.add_argument(
         "--target-return", type=finite_float, default=950, help="end when an evaluation reaches it"
@@ -135,6 +133,7 @@ def parse_arguments() -> argparse.Namespace:
 
     running = parser.add_argument_group("running")
     add_max_workers(running)
+    add_ray_address(running)
     add_device(running)
     running.add_argument(
         "--display", action="store_true", help="a progress bar for each generation"
@@ -321,7 +320,8 @@ def train(args: argparse.Namespace) -> None:
     rollouts = max(args.pop_size * args.n_samples, CONTENDERS * args.eval_rollouts)
     curves = Curves(training.folder / "tensorboard", progress.generation + 1)
     tell_if_not_packed(device)
-    with start_workers(args.logdir, device, args.max_workers, rollouts, models, driving) as pool:
+    where = args.logdir, device, args.max_workers
+    with start_workers(*where, rollouts, models, driving, args.ray_address, args.dream) as pool:
         precision = str(fast_precision(device)).removeprefix("torch.")
         print(f"{len(pool)} workers on {device}, V in {precision}; logs in {args.logdir / 'tmp'}")
         judge = Judge(training.best, pool, args.eval_rollouts, driving, models)

@@ -55,25 +55,35 @@ class BadEpisode(Exception):
     """A file that is not a usable episode; the message says why."""
 
 
-def write_episode(path: Path, episode: Episode) -> None:
-    """Write a compressed npz atomically; `np.load(path, allow_pickle=False)` reads it.
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """An episode's file, which takes its name when all is written.
 
     Raises UserError where that is impossible: a full disk, a folder that is read-only.
     """
     try:
-        with (
-            atomic_write(path) as file,
-            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as npz,
-        ):
-            for key in KEYS:
-                with npz.open(f"{key}.npy", "w") as member:
-                    array = np.ascontiguousarray(getattr(episode, key))
-                    np.lib.format.write_array(member, array, allow_pickle=False)
+        with atomic_write(path) as file:
+            yield file
     except OSError as error:
         raise UserError(
             f"{path} could not be written ({error.strerror or error}); the episodes that are "
             "complete are kept: make room and run the same command again"
         ) from None
+
+
+def write_episode(path: Path, episode: Episode) -> None:
+    """Write a compressed npz atomically; `np.load(path, allow_pickle=False)` reads it.
+
+    Raises as `writing` does.
+    """
+    with (
+        writing(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=LEVEL) as npz,
+    ):
+        for key in KEYS:
+            with npz.open(f"{key}.npy", "w") as member:
+                array = np.ascontiguousarray(getattr(episode, key))
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def read_episode(path: Path) -> Episode:

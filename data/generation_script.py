@@ -13,18 +13,22 @@ import re
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.episodes import BadEpisode, episode_length
-from data.playing import BATCH, Driver, load_driver, setup_worker
+from data.episodes import BadEpisode, episode_length, writing
+from data.playing import BATCH, Driver, load_driver, setup_elsewhere, setup_worker
 from data.policies import RANDOM_POLICIES
+from envs.parallel import cluster_pool
 from envs.simulator import environment
 from models.inference import tell_if_not_packed
+from models.parcel import pack
 from utils.cli import (
     UserError,
+    add_ray_address,
     add_rootdir,
     add_seed,
     natural_float,
@@ -37,6 +41,9 @@ from utils.devices import choose_device
 from utils.files import atomic_write, exclusive
 from utils.workers import STUCK_AFTER, WorkerPool
 
+if TYPE_CHECKING:
+    from utils.cluster import RayPool
+
 NOISE = 0.05  # the default of --noise
 
 
@@ -48,8 +55,9 @@ def parse_arguments() -> Namespace:
         "--threads",
         type=positive_int,
         default=8,
-        help="processes (the name is that of an earlier implementation), of 1 GiB each. One of "
-        f"which nothing is heard for {STUCK_AFTER // 60} minutes is killed, its work done again",
+        help="folders, and processes (the name is that of an earlier implementation), of 1 GiB "
+        f"each. One of which nothing is heard for {STUCK_AFTER // 60} minutes is killed, its work "
+        "done again",
     )
     parser.add_argument(
         "--policy",
@@ -73,6 +81,7 @@ def parse_arguments() -> Namespace:
         "road does not fill the data with one view; 0: never",
     )
     add_seed(parser, "tracks and actions")
+    add_ray_address(parser)
     return parser.parse_args()
 
 
@@ -147,6 +156,17 @@ def existing_episodes(rootdir: Path) -> set[int]:
     return numbers
 
 
+def start_workers(args: Namespace, driver: Driver | None, episodes: int) -> "WorkerPool | RayPool":
+    """Processes that play, or the workers of a Ray cluster."""
+    how = (args.policy, args.seed, args.patience, driver, args.noise)
+    logs = args.rootdir / "logs"
+    if args.ray_address is None:
+        environment()  # compiles what the processes draw with
+        return WorkerPool(min(args.threads, episodes), setup_worker, how, logs)
+    packed = None if driver is None else pack(driver.logdir)
+    return cluster_pool(args.ray_address)(episodes, setup_elsewhere, (packed, *how), logs)
+
+
 def generate(args: Namespace) -> None:
     """Make the episodes that are missing."""
     rootdir = args.rootdir
@@ -164,31 +184,26 @@ def generate(args: Namespace) -> None:
 
     if driver is not None:
         tell_if_not_packed(choose_device("cpu"))
-    environment()  # compiles what the processes draw with
-    workers = min(args.threads, len(missing))
-    batch = min(BATCH, -(-len(missing) // workers))
     paths = {k: rootdir / f"thread_{k % args.threads}" / f"rollout_{k}.npz" for k in missing}
-    units = [
-        {k: paths[k] for k in missing[start : start + batch]}
-        for start in range(0, len(missing), batch)
-    ]
-
     made: dict[int, int] = {}
     with tqdm(total=len(missing), unit="episode", desc="generating") as bar:
 
-        def receive(content: tuple[int, int]) -> None:
-            number, steps = content
+        def receive(content: tuple[int, int] | tuple[int, int, bytes]) -> None:
+            number, steps, *files = content
+            for file in files:  # of a worker on another machine
+                with writing(paths[number]) as here:
+                    here.write(file)
             made[number] = steps
             bar.n = len(made)
             frames = sum(made.values())
             bar.set_postfix_str(f"{frames / max(bar.format_dict['elapsed'], 1e-9):.0f} frames/s")
 
-        with WorkerPool(
-            workers,
-            setup_worker,
-            (args.policy, args.seed, args.patience, driver, args.noise),
-            rootdir / "logs",
-        ) as pool:
+        with start_workers(args, driver, len(missing)) as pool:
+            batch = min(BATCH, -(-len(missing) // len(pool)))
+            units = [
+                {k: paths[k] for k in missing[start : start + batch]}
+                for start in range(0, len(missing), batch)
+            ]
             for _ in pool.run(units, receive):
                 pass
     if len(made) < len(missing):

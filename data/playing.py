@@ -1,5 +1,6 @@
 """Play episodes of CarRacing in one process, and write them."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 from data.episodes import Episode, write_episode
 from data.policies import RANDOM_POLICIES
 from envs.rollouts import Policy, play
-from envs.simulator import MAX_STEPS, Simulator
+from envs.simulator import MAX_STEPS, Simulator, environment
 from envs.tracks import track_seeds
 from models.agent import AgentPolicy
 from models.logdir import (
@@ -21,6 +22,7 @@ from models.logdir import (
     stage_weights,
     weights_digest,
 )
+from models.parcel import unpack
 from utils.devices import choose_device, fast_precision
 from utils.frames import SIZE, to_64
 from utils.streams import stream
@@ -153,3 +155,28 @@ def setup_worker(
         play_episodes(paths, make, seed, patience, lambda k, steps: report((k, steps)), report)
 
     return work
+
+
+def setup_elsewhere(
+    index: int, packed: bytes | None, policy: str, seed: int, patience: int, driver, noise
+):
+    """`setup_worker` on a machine of a Ray cluster: it reports (k, T, the file) of an episode.
+
+    What drives is in `packed`, by `models.parcel.pack`.
+    """
+    environment()
+    if driver is not None:
+        driver = driver._replace(logdir=unpack(packed))
+    work = setup_worker(index, policy, seed, patience, driver, noise)
+
+    def work_here(paths: dict[int, Path], report) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            here = {k: Path(folder, f"{k}.npz") for k in paths}
+
+            def send(content: tuple[int, int] | None = None) -> None:
+                if content is not None:
+                    report((*content, here[content[0]].read_bytes()))
+
+            work(here, send)
+
+    return work_here

@@ -1,10 +1,10 @@
-"""Rollouts of controllers shared out over worker processes."""
+"""Rollouts of controllers shared out over workers: processes, or those of a Ray cluster."""
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +14,14 @@ from envs.simulated_carracing import Dream, Dreaming, load_world
 from envs.simulator import Simulator, environment
 from models.agent import AgentPolicy
 from models.logdir import DEFAULT, Driving, load_agent
+from models.parcel import pack, unpack
 from utils.cli import OTHER_DEVICE, UserError, first_line, gpu_fails, gpu_is_full
 from utils.cores import available_cores
 from utils.devices import choose_device, fast_precision
 from utils.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from utils.cluster import RayPool
 
 # Rollouts in a unit of work, which a worker drives in lockstep. Large enough for batches that are
 # fast, small enough that a large population keeps all cores busy to its end. It is the most there
@@ -55,20 +59,19 @@ def setup_worker(
     device: str,
     driving: Driving,
     models: str,
-    workers: int,
+    threads: int,
 ) -> Callable:
-    """What a worker process of `workers` does with Rollouts: (returns (n,), lengths (n,)).
+    """What a worker does with Rollouts: (returns (n,), lengths (n,)).
 
     It reports (number of the unit, rollouts that are finished), and lines for the terminal.
     `models` is the fingerprint of the V and M that all workers drive with.
     """
-    threads = max(1, available_cores() // workers)
     torch.set_num_threads(threads)
     if device == "cuda":
         device = f"cuda:{index % torch.cuda.device_count()}"
     chosen = choose_device(device)
     no_memory = (
-        f"{chosen} has not enough memory for worker {index} of {workers}; "
+        f"{chosen} has not enough memory for worker {index}, after those before it; "
         "use a smaller --max-workers, or more GPUs in CUDA_VISIBLE_DEVICES"
     )
     with plain_errors(chosen, no_memory):
@@ -110,24 +113,53 @@ def setup_worker(
     return work
 
 
+def setup_elsewhere(index: int, packed: bytes, *arguments) -> Callable:
+    """`setup_worker` on a machine that has only what `models.parcel.pack` brought."""
+    environment()
+    return setup_worker(index, unpack(packed), *arguments)
+
+
 def start_workers(
     logdir: Path,
     device: torch.device,
-    max_workers: int,
+    max_workers: int | None,
     rollouts: int,
     models: str,
     driving: Driving = DEFAULT,
-) -> WorkerPool:
+    ray_address: str | None = None,
+    dreams: bool = False,
+) -> "WorkerPool | RayPool":
     """Workers for batches of `rollouts`, never more than there is work.
 
     What they draw with is compiled here, where that was not done before, and not by each of them.
-    `models` is the fingerprint of V and M, by `agent_digest`, as they have to stay.
+    `models` is the fingerprint of V and M, by `agent_digest`, as they have to stay. With
+    `ray_address` they are those of that cluster, and `dreams` says that they have to dream.
     """
-    environment()
-    count = min(max_workers, rollouts)
     name = "cuda" if device.type == "cuda" and device.index is None else str(device)
-    arguments = (logdir, name, driving, models, count)
+    if ray_address is not None:
+        RayPool = cluster_pool(ray_address)
+        most = rollouts if max_workers is None else min(max_workers, rollouts)
+        arguments = (pack(logdir, dreams), name, driving, models, 1)
+        return RayPool(most, setup_elsewhere, arguments, logdir / "tmp", device.type == "cuda")
+    environment()
+    count = min(max_workers or available_cores(), rollouts)
+    arguments = (logdir, name, driving, models, max(1, available_cores() // count))
     return WorkerPool(count, setup_worker, arguments, logdir / "tmp")
+
+
+def cluster_pool(ray_address: str) -> type:
+    """`utils.cluster.RayPool`, once this process has joined the cluster.
+
+    Raises UserError without Ray, and Refused without a cluster.
+    """
+    try:
+        from utils import cluster
+    except ImportError as error:
+        raise UserError(
+            f"--ray-address needs Ray ({error}): pip install -r requirements-cluster.txt"
+        ) from None
+    cluster.connect(ray_address)
+    return cluster.RayPool
 
 
 def run_rollouts(

@@ -1,8 +1,10 @@
 """Episodes of Gymnasium's CarRacing-v3, in batches."""
 
+import fcntl
 import functools
 import os
 import warnings
+from contextlib import suppress
 
 import numpy as np
 
@@ -110,9 +112,12 @@ def environment() -> type:
             return self.state
 
     try:
-        from envs.carracing import DrawnCarRacing, difference
+        with open(__file__) as file:
+            with suppress(OSError):  # of a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)  # so that one of several processes compiles
+            from envs.carracing import DrawnCarRacing, difference
 
-        why = difference()
+            why = difference()
     except Exception as error:  # whatever another version does not have, or cannot compile
         lines = str(error).strip().splitlines()
         why = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

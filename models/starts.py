@@ -41,6 +41,10 @@ class Starts:
             )
         self.kept: list[Start] | None = None
 
+    def files(self) -> list[Path]:
+        """The files that the starts are drawn from."""
+        return self.episodes or [self.stored]
+
     def draw(self, seed: int) -> Start:
         """The start of the dream with this seed: any frame of any episode."""
         generator = stream("dream's start", seed)

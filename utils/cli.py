@@ -221,10 +221,19 @@ def add_max_workers(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--max-workers",
         type=positive_int,
-        default=available_cores(),
         help="worker processes at most; worker i computes on GPU i modulo the visible GPUs, and "
         "says how much of its memory it holds. One of which nothing is heard for "
-        f"{STUCK_AFTER // 60} minutes is killed, and its work done again",
+        f"{STUCK_AFTER // 60} minutes is killed, and its work done again (default: one for each "
+        f"core, {available_cores()} here)",
+    )
+
+
+def add_ray_address(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="work on this Ray cluster, with all its cores or --max-workers of them: auto (the one "
+        "that this machine belongs to), host:port, or local (one of this machine alone)",
     )
 
 
