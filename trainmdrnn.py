@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from data.ahead import ahead, describe_ahead, describe_returns, replayed_returns
 from data.episodes import EpisodeFile, describe_episodes, list_episodes, split_episodes
-from data.latents import LatentEpisode, encode_episodes
+from data.latents import LatentEpisode, Latents, encode_episodes
 from data.loaders import WindowLoader
-from models.logdir import load_vae, stage_weights, weights_digest, write_config
+from models.logdir import load_vae, weights_digest, write_config
 from models.mdrnn import HIDDEN_SIZE, MDRNN, mdrnn_losses
 from models.vae import sample_latent
+from utils import ranks
 from utils.checkpoint import load_checkpoint, load_weights, set_aside
 from utils.cli import (
     UserError,
@@ -42,7 +43,6 @@ from utils.devices import (
     training_precision,
     use_available_cores,
 )
-from utils.files import exclusive
 from utils.fitting import Fitting, require_finite, seed_epoch
 from utils.graphs import recorded
 from utils.spinning import share_cores
@@ -94,7 +94,7 @@ def run_epoch(
     seen = 0
     windows = len(loader.starts(np.random.default_rng(0)))
 
-    def step(rows: Tensor) -> None:
+    def step(rows: Tensor, weight: Tensor) -> None:
         window = loader.look_up(rows)
         # z is drawn from V's posterior afresh each time, so that M cannot overfit to one.
         latents = sample_latent(window["mu"], window["logsigma"])
@@ -106,25 +106,29 @@ def run_epoch(
         )
         if training:
             optimizer.zero_grad(set_to_none=True)
-            terms["loss"].backward()
+            (terms["loss"] * weight).backward()
             optimizer.step()
-        totals.add_(torch.stack([terms[name] for name in names]).detach() * z.shape[1])
+        values = torch.stack([terms[name] for name in names]).detach()
+        totals.add_(values * z.shape[1] * (weight > 0))
 
-    step = recorded(step, device)
+    if ranks.count() == 1:
+        step = recorded(step, device)
     with (
         torch.set_grad_enabled(training),
-        tqdm(total=windows, unit="window", desc=label, mininterval=0.5) as bar,
+        tqdm(
+            total=windows, unit="window", desc=label, mininterval=0.5, disable=ranks.rank() > 0
+        ) as bar,
     ):
-        for batch, rows in enumerate(loader.rows(generator)):
-            size = rows.shape[1]
-            step(rows)
+        batches = ranks.weighted(loader.rows(generator), device, together=training)
+        for batch, (rows, weight, size) in enumerate(batches):
+            step(rows, weight)
             seen += size
             bar.update(size)
             if batch % 50 == 49:  # reading the loss makes a GPU wait, so not at every batch
                 so_far = {n: total / seen for n, total in zip(names, totals.tolist(), strict=True)}
                 require_finite(so_far["loss"], label, ADVICE)
                 bar.set_postfix({name: f"{value:.3f}" for name, value in so_far.items()})
-        means = {n: total / seen for n, total in zip(names, totals.tolist(), strict=True)}
+        means = dict(zip(names, ranks.means(totals, seen), strict=True))
         bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
     require_finite(means["loss"], label, ADVICE)
     return means
@@ -178,7 +182,7 @@ def report(path: Path, model: MDRNN, held_out: list[LatentEpisode], include_rewa
 
 def train(args: Namespace) -> None:
     """All epochs, from the last one that is stored."""
-    stage_weights(args.logdir, "vae")
+    vae = ranks.from_first(lambda: load_vae(args.logdir))
     device = choose_device(args.device)
     precision = training_precision(device)
     print(describe(device, precision))
@@ -186,16 +190,25 @@ def train(args: Namespace) -> None:
     split_episodes(files)  # too few are an error before anything is encoded
     files = long_enough(files, args.seq_len)
 
-    vae = load_vae(args.logdir)
     folder = args.logdir / "mdrnn"
     digest = weights_digest(vae.encoder)[:16]
-    if not args.noreload:
+    if not args.noreload and not ranks.rank():
         check_vae(folder, digest)
-    latents = encode_episodes(files, vae.encoder, args.logdir, device, fast_precision(device))
-    train_files, test_files = split_episodes([file for file in files if file.name in latents])
+
+    def encoded(part: list[EpisodeFile]) -> dict[str, Latents]:
+        return encode_episodes(part, vae.encoder, args.logdir, device, fast_precision(device))
+
+    own = encoded(ranks.share(files))
+    readable = set(ranks.gathered(list(own)))
+    train_files, test_files = split_episodes([file for file in files if file.name in readable])
+    own_train, own_test = ranks.share(train_files), ranks.share(test_files)
+    others = [file for file in own_train + own_test if file.name not in own]
+    if others:  # of another rank's share before the split, which are here where it wrote them here
+        own |= encoded(others)
+    train_latents, test_latents = ([own[f.name] for f in part] for part in (own_train, own_test))
     print(f"{args.rootdir}: {len(train_files)} episodes to train on, {len(test_files)} held out")
 
-    if args.noreload:
+    if args.noreload and not ranks.rank():
         set_aside(folder)
     options = {
         "seed": args.seed,
@@ -211,20 +224,20 @@ def train(args: Namespace) -> None:
     }
     torch.manual_seed(args.seed)
     model = MDRNN(vae.latent_size, hidden_size=args.hidden_size).to(device)
+    forward = ranks.wrapped(model)
     optimizer = make_optimizer(model)
     heads = "latents, terminals" + (", rewards" if args.include_reward else "")
     fitting = Fitting(folder, model, optimizer, options, episodes, heads)
+    batch_size = ranks.share_of_batch(args.batch_size, len(train_files))
     train_loader, test_loader = (
-        WindowLoader(
-            [latents[file.name] for file in part], args.batch_size, args.seq_len, device, shuffle
-        )
-        for part, shuffle in ((train_files, True), (test_files, False))
+        WindowLoader(part, batch_size, args.seq_len, device, shuffle)
+        for part, shuffle in ((train_latents, True), (test_latents, False))
     )
 
     def train_losses(epoch: int) -> dict[str, float]:
         generator = seed_epoch("M's epoch", args.seed, epoch)
         return run_epoch(
-            model,
+            forward,
             train_loader,
             generator,
             precision,
@@ -235,9 +248,9 @@ def train(args: Namespace) -> None:
 
     def test_losses(epoch: int, label: str) -> dict[str, float]:
         generator = seed_epoch("M's test", args.seed, epoch)
-        return run_epoch(model, test_loader, generator, precision, args.include_reward, label)
+        return run_epoch(forward, test_loader, generator, precision, args.include_reward, label)
 
-    held_out = [latents[file.name].read() for file in test_files]
+    held_out = ranks.gathered([latents.read() for latents in test_latents])
 
     def look_ahead(epoch: int, curves: Curves) -> None:
         if epoch % AHEAD_EVERY == 0:
@@ -247,15 +260,19 @@ def train(args: Namespace) -> None:
             curves.add({f"ahead/{name}": value for name, value in errors.items()}, epoch)
 
     fitting.resume()  # raises where options contradict, before anything is written
-    write_config(folder, args, episodes)
+    if not ranks.rank():
+        write_config(folder, args, episodes)
     fitting.run(args.epochs, train_losses, test_losses, look_ahead)
-    report(folder / "best.tar", copy.deepcopy(model).cpu().eval(), held_out, args.include_reward)
+    if not ranks.rank():
+        report(
+            folder / "best.tar", copy.deepcopy(model).cpu().eval(), held_out, args.include_reward
+        )
 
 
 def main() -> None:
     args = parse_arguments()
     use_available_cores()
-    with exclusive(args.logdir, "mdrnn"), share_cores():
+    with ranks.joined(args), ranks.exclusive(args.logdir, "mdrnn"), share_cores():
         train(args)
 
 

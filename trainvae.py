@@ -18,6 +18,7 @@ from data.episodes import describe_episodes, list_episodes, split_readable
 from data.loaders import FrameLoader
 from models.logdir import write_config
 from models.vae import LATENT_SIZE, VAE, vae_loss
+from utils import ranks
 from utils.checkpoint import set_aside
 from utils.cli import (
     add_device,
@@ -34,7 +35,6 @@ from utils.cli import (
 )
 from utils.curves import Curves
 from utils.devices import choose_device, describe, training_precision, use_available_cores
-from utils.files import exclusive
 from utils.fitting import Fitting, require_finite, seed_epoch
 from utils.frames import pixels_to_unit
 from utils.graphs import recorded
@@ -99,7 +99,7 @@ def run_epoch(
     totals = torch.zeros(3, device=device)
     seen = 0
 
-    def step(frames: Tensor) -> None:
+    def step(frames: Tensor, weight: Tensor) -> None:
         x = pixels_to_unit(flip_some(frames) if training else frames)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             reconstruction, mu, logsigma = model(x)
@@ -107,24 +107,29 @@ def run_epoch(
         loss = squared_error + kl
         if training:
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss * weight).backward()
             optimizer.step()
-        totals.add_(torch.stack([loss, squared_error, kl]).detach() * len(frames))
+        terms = torch.stack([loss, squared_error, kl]).detach()
+        totals.add_(terms * len(frames) * (weight > 0))
 
-    step = recorded(step, device)
+    if ranks.count() == 1:
+        step = recorded(step, device)
     with (
         torch.set_grad_enabled(training),
-        tqdm(total=len(loader), unit="frame", desc=label, mininterval=0.5) as bar,
+        tqdm(
+            total=len(loader), unit="frame", desc=label, mininterval=0.5, disable=ranks.rank() > 0
+        ) as bar,
     ):
-        for batch, frames in enumerate(loader.epoch(generator)):
-            step(frames)
-            seen += len(frames)
-            bar.update(len(frames))
+        batches = ranks.weighted(loader.epoch(generator), device, together=training)
+        for batch, (frames, weight, size) in enumerate(batches):
+            step(frames, weight)
+            seen += size
+            bar.update(size)
             if batch % 50 == 49:  # reading the loss makes a GPU wait, so not at every batch
                 so_far = totals[0].item() / seen
                 require_finite(so_far, label, ADVICE)
                 bar.set_postfix(loss=f"{so_far:.2f}")
-        means = (totals / seen).tolist()
+        means = ranks.means(totals, seen)
         bar.set_postfix(loss=f"{means[0]:.2f}")
     require_finite(means[0], label, ADVICE)
     return dict(zip(("loss", "squared_error", "kl"), means, strict=True))
@@ -169,7 +174,7 @@ def train(args: Namespace) -> None:
     print(f"{args.rootdir}: {len(train_files)} episodes to train on, {len(test_files)} held out")
 
     folder = args.logdir / "vae"
-    if args.noreload:
+    if args.noreload and not ranks.rank():
         set_aside(folder)
     options = {
         "seed": args.seed,
@@ -184,11 +189,13 @@ def train(args: Namespace) -> None:
     }
     torch.manual_seed(args.seed)
     model = VAE(args.latent_size).to(device)
+    forward = ranks.wrapped(model)
     optimizer = make_optimizer(model, args.learning_rate)
     fitting = Fitting(folder, model, optimizer, options, episodes)
-    train_loader = FrameLoader(train_files, args.batch_size, device, shuffle=True)
-    test_loader = FrameLoader(test_files, args.batch_size, device, shuffle=False)
-    originals = None if args.nosamples else test_loader.sample(32)
+    batch_size = ranks.share_of_batch(args.batch_size, len(train_files))
+    train_loader = FrameLoader(ranks.share(train_files), batch_size, device, shuffle=True)
+    test_loader = FrameLoader(ranks.share(test_files), batch_size, device, shuffle=False)
+    originals = None if args.nosamples or ranks.rank() else test_loader.sample(32)
 
     def train_losses(epoch: int) -> dict[str, float]:
         if 0 < args.low_rate_from <= epoch:
@@ -198,25 +205,26 @@ def train(args: Namespace) -> None:
                     group["lowered"] = True
         generator = seed_epoch("V's epoch", args.seed, epoch)
         label = f"epoch {epoch}"
-        return run_epoch(model, train_loader, generator, device, precision, label, optimizer)
+        return run_epoch(forward, train_loader, generator, device, precision, label, optimizer)
 
     def test_losses(epoch: int, label: str) -> dict[str, float]:
         generator = seed_epoch("V's test", args.seed, epoch)
-        return run_epoch(model, test_loader, generator, device, precision, label)
+        return run_epoch(forward, test_loader, generator, device, precision, label)
 
     def show(epoch: int, curves: Curves) -> None:
         with dispensable(f"{folder / 'samples'}: the pictures of epoch {epoch}"):
             write_pictures(model, originals, folder / "samples", epoch, curves)
 
     fitting.resume()  # raises where options contradict, before anything is written
-    write_config(folder, args, episodes)
+    if not ranks.rank():
+        write_config(folder, args, episodes)
     fitting.run(args.epochs, train_losses, test_losses, None if args.nosamples else show)
 
 
 def main() -> None:
     args = parse_arguments()
     use_available_cores()
-    with exclusive(args.logdir, "vae"), share_cores():
+    with ranks.joined(args), ranks.exclusive(args.logdir, "vae"), share_cores():
         train(args)
 
 

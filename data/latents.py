@@ -19,6 +19,7 @@ from data.episodes import BadEpisode, Episode, EpisodeFile, read_episode, warn_s
 from models.inference import inference_encoder, tell_if_not_packed
 from models.logdir import weights_digest
 from models.vae import Encoder
+from utils import ranks
 from utils.cli import dispensable
 from utils.files import atomic_write
 from utils.frames import pixels_to_unit
@@ -130,7 +131,9 @@ def _encode(
 
 
 def _drop_others(cache: Path) -> None:
-    """Remove the latents of other encoders and precisions, and say so."""
+    """Remove the latents of other encoders and precisions, and say so; the first rank does."""
+    if ranks.rank():
+        return
     for other in cache.parent.iterdir():
         if other.name == cache.name or not re.fullmatch(r"[0-9a-f]{16}(-\w+)?", other.name):
             continue

@@ -165,7 +165,7 @@ class WindowLoader:
         self.batch_size, self.seq_len, self.shuffle = batch_size, seq_len, shuffle
         self.lengths = np.array([episode.length for episode in episodes], np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])[:-1]
-        if not (self.lengths > seq_len).any():
+        if episodes and not (self.lengths > seq_len).any():
             raise UserError(
                 f"--seq-len {seq_len}: no episode is longer than that "
                 f"(the longest has {self.lengths.max(initial=0)} frames)"
@@ -173,7 +173,7 @@ class WindowLoader:
 
         # All of a frame in one row, (N, 69) with 32 latents, so that a window is one look-up.
         # Filled one episode after the other, so that a data set is in memory once.
-        latent_size = episodes[0].read().mu.shape[1]
+        latent_size = episodes[0].read().mu.shape[1] if episodes else 0
         self.sizes = [latent_size, latent_size, 3, 1, 1]
         self.table = torch.empty(int(self.lengths.sum()), sum(self.sizes), device=device)
         for offset, length, episode in zip(self.offsets, self.lengths, episodes, strict=True):
@@ -182,7 +182,7 @@ class WindowLoader:
 
     def starts(self, generator: np.random.Generator) -> np.ndarray:
         """First frame of each window of an epoch, (W,), counted through all episodes."""
-        windows = []
+        windows = [np.empty(0, np.int64)]
         for offset, length in zip(self.offsets, self.lengths, strict=True):
             last = length - 1 - self.seq_len  # the latest start that has all its transitions
             if last < 0:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils import ranks
 from utils.checkpoint import check_options, load_checkpoint, load_weights, save_checkpoint
 from utils.cli import UserError
 from utils.curves import Curves
@@ -25,9 +26,9 @@ def seed_epoch(purpose: str, seed: int, epoch: int) -> np.random.Generator:
     """Seed torch for one epoch and return a NumPy generator for its data order.
 
     All that is random in an epoch depends on these alone, so a training that is resumed at an
-    epoch's start goes on exactly as the one that was never interrupted.
+    epoch's start goes on exactly as the one that was never interrupted. Each rank has its own.
     """
-    generator = stream(purpose, seed, epoch)
+    generator = stream(purpose, seed, epoch, *([ranks.rank()] if ranks.rank() else []))
     torch.manual_seed(int(generator.integers(2**63)))
     return generator
 
@@ -92,7 +93,8 @@ class Fitting:
         """Train up to epoch `epochs`, or until early stopping, after `resume`.
 
         `train(epoch)` and `test(epoch, label)` return the mean of each term of the loss, "loss"
-        among them; `show(epoch, curves)` follows each epoch.
+        among them, over all ranks; `show(epoch, curves)` follows each epoch on the first one, which
+        alone writes.
         """
         done = self.done
         if not self.comparable:
@@ -105,6 +107,8 @@ class Fitting:
             trained, tested = train(epoch), test(epoch, f"epoch {epoch} test")
             self.scheduler.step(tested["loss"])
             self.stopping.step(tested["loss"])
+            if ranks.rank():
+                continue
             self.save(epoch, tested["loss"])
             rate = self.optimizer.param_groups[0]["lr"]
             terms = ", ".join(f"{n} {value:.4g}" for n, value in tested.items() if n != "loss")
@@ -144,6 +148,19 @@ class Fitting:
         save_checkpoint(self.folder / "checkpoint.tar", state)
 
     def resume(self) -> None:
+        """Load the latest state, on all ranks that of the first one: see `_load`."""
+        if not ranks.rank():
+            self._load()
+        if ranks.count() > 1:
+            parts = (self.model, self.optimizer, self.scheduler, self.stopping)
+            states, self.done, self.comparable = ranks.from_first(
+                lambda: ([part.state_dict() for part in parts], self.done, self.comparable)
+            )
+            if ranks.rank():
+                for part, state in zip(parts, states, strict=True):
+                    part.load_state_dict(state)
+
+    def _load(self) -> None:
         """Load the latest state; says what was found.
 
         Then `done` is the number of epochs, and `comparable` tells whether the loss to beat was
@@ -190,11 +207,14 @@ class Fitting:
         """
         path = self.folder / "best.tar"
         latest = copy.deepcopy(self.model.state_dict())
-        if path.exists():
+        if not ranks.rank() and path.exists():
             load_weights(self.model, path)
+        self.model.load_state_dict(ranks.from_first(self.model.state_dict))
         best = test()
         print(f"{path}: test loss {best:.5g} on the episodes that are held out here")
-        if not path.exists():  # a checkpoint of another program: it may stay the best
+        if (
+            not ranks.rank() and not path.exists()
+        ):  # a checkpoint of another program: it may stay the best
             save_checkpoint(path, {"epoch": self.done, "precision": best, "state_dict": latest})
         self.model.load_state_dict(latest)
         self.stopping.best, self.stopping.bad_epochs = best, 0
