@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import write_dataset
 
-from benchmarks import controller, growth, latents, setting
+from benchmarks import controller, growth, latents, scaling, setting
 from benchmarks.measure import SHORT, median_rates, medians, rate_in_processes
 from data.episodes import list_episodes, read_episode
 from models.controller import PARAMETERS
@@ -132,3 +132,24 @@ def test_the_limit_of_encoding_counts_the_frames_of_all_streams(streams):
     work = latents.forward(seen.append, torch.device("cpu"), torch.float32, 8, streams, 100)
     assert work() == sum(len(x) for x in seen) == 8 * streams * (12 if streams == 1 else 6)
     assert torch.get_num_threads() == threads
+
+
+def test_a_cluster_is_simulated_from_what_was_measured():
+    """Closed forms: one worker, as many as rollouts, a slow driver, another search."""
+    rates = {1: 100.0, 2: 150.0, 64: 150.0}
+    assert scaling.lockstep(np.array([100, 300]), rates) == pytest.approx(200 / 150 + 200 / 100)
+    same = scaling.Measured([200], rates, {10: 0.0}, 0.0, "nothing")
+    # 8 rollouts of 200 steps: 8 together while one worker has all, 1 for each of 8 workers.
+    assert scaling.generation_seconds(same, 4, 2, 1) == pytest.approx(8 * 200 / 150)
+    assert scaling.generation_seconds(same, 4, 2, 8) == pytest.approx(200 / 100)
+    assert scaling.generation_seconds(same, 4, 2, 10_000) == pytest.approx(200 / 100)
+    # 256 rollouts on one worker are four units, one after the other.
+    assert scaling.generation_seconds(same, 64, 4, 1) == pytest.approx(256 * 200 / 150)
+    slow = same._replace(send=10.0)  # seconds a unit: the driver is never done with them
+    assert scaling.generation_seconds(slow, 4, 2, 8) == pytest.approx(8 * 5 + 2 + 5)
+    search = same._replace(search={10: 1.0, 20: 3.0})
+    assert scaling.generation_seconds(search, 15, 1, 15) == pytest.approx(2 + 2)
+    assert scaling.generation_seconds(search, 40, 1, 40) == pytest.approx(2 + 6)
+    mixed = same._replace(lengths=[100, 300])  # the longest one of many is waited for
+    assert scaling.generation_seconds(mixed, 32, 4, 128) == pytest.approx(3.0)
+    assert "| 1,000 |" in scaling.tables(mixed._replace(send=1e-3))

@@ -49,8 +49,8 @@ def connect(address: str) -> None:
         ray.init(address, runtime_env=code, log_to_driver=False, logging_level="ERROR")
     except (OSError, OverflowError, ValueError, RuntimeError, RayError) as error:
         raise Refused(
-            f"--ray-address {address}: {str(error).strip().splitlines()[0]}; start a cluster by "
-            "`ray start --head`, or use --ray-address local"
+            f"--ray-address {address}: {str(error).strip().splitlines()[0]}; is there a "
+            "cluster (`ray start --head`), and RAY_AUTH_MODE here as there?"
         ) from None
 
 
