@@ -189,6 +189,7 @@ def train(args: Namespace) -> None:
     files = list_episodes(args.rootdir)
     split_episodes(files)  # too few are an error before anything is encoded
     files = long_enough(files, args.seq_len)
+    ranks.require_same(f"the episodes in {args.rootdir}", describe_episodes(files))
 
     folder = args.logdir / "mdrnn"
     digest = weights_digest(vae.encoder)[:16]
@@ -222,6 +223,7 @@ def train(args: Namespace) -> None:
         "to train on": describe_episodes(train_files),
         "held out": describe_episodes(test_files),
     }
+    ranks.require_same(f"the episodes in {args.rootdir}", str(episodes))
     torch.manual_seed(args.seed)
     model = MDRNN(vae.latent_size, hidden_size=args.hidden_size).to(device)
     forward = ranks.wrapped(model)

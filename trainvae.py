@@ -187,6 +187,7 @@ def train(args: Namespace) -> None:
         "to train on": describe_episodes(train_files),
         "held out": describe_episodes(test_files),
     }
+    ranks.require_same(f"the episodes in {args.rootdir}", str(episodes))
     torch.manual_seed(args.seed)
     model = VAE(args.latent_size).to(device)
     forward = ranks.wrapped(model)

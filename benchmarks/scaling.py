@@ -10,6 +10,7 @@ import heapq
 import json
 import time
 from argparse import Namespace
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,9 +71,9 @@ def setup_nothing(index: int):
 def measure_send(folder: Path, address: str | None) -> tuple[float, str]:
     """Seconds for a unit of one controller's parameters, and its result, with nothing to do."""
     if address is None:
-        pool, through = WorkerPool(2, setup_nothing, (), folder), "pipes"
+        pool, through = WorkerPool(8, setup_nothing, (), folder), "pipes"
     else:
-        pool, through = cluster_pool(address)(2, setup_nothing, (), folder), "Ray"
+        pool, through = cluster_pool(address)(None, setup_nothing, (), folder), "Ray"
     units = [np.zeros((1, PARAMETERS), np.float32)] * 2000
     with pool:
         list(pool.run(units[:100]))
@@ -93,25 +94,27 @@ def generation_seconds(
 ) -> float:
     """Seconds of one generation: as `run_rollouts` shares it out, with one driver.
 
-    The driver sends units and takes results one after the other, each for half of `send`.
+    The driver does one thing at a time: it sends units while workers are free, else it takes a
+    result, each for half of `send`.
     """
     generator = np.random.default_rng(seed)
     rollouts = population * samples
     used = min(workers, rollouts)
     units = min(rollouts, used * -(-rollouts // (used * UNIT)))
     lengths = generator.choice(measured.lengths, rollouts)
-    shares = [lengths[first::units] for first in range(units)]
-    free, ends = [0.0] * used, []
-    for k, share in enumerate(shares):
-        start = max(heapq.heappop(free), (k + 1) * measured.send / 2)
-        ends.append(start + lockstep(share, measured.rates))
-        heapq.heappush(free, ends[-1])
-    taken = 0.0
-    for end in sorted(ends):
-        taken = max(taken, end) + measured.send / 2
+    shares = deque(lengths[first::units] for first in range(units))
+    now, free, ends = 0.0, used, []
+    while shares or ends:
+        if shares and free:
+            free -= 1
+            now += measured.send / 2
+            heapq.heappush(ends, now + lockstep(shares.popleft(), measured.rates))
+        else:
+            free += 1
+            now = max(now, heapq.heappop(ends)) + measured.send / 2
     sizes = list(measured.search)
     search = np.interp(population, sizes, list(measured.search.values()))
-    return taken + float(search) * max(1, population / sizes[-1])
+    return now + float(search) * max(1, population / sizes[-1])
 
 
 def steps_of(measured: Measured, population: int, samples: int) -> float:

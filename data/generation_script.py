@@ -68,6 +68,12 @@ def parse_arguments() -> Namespace:
     )
     parser.add_argument("--logdir", type=Path, help="experiment whose controller drives")
     parser.add_argument(
+        "--controller",
+        choices=["ctrl", "dream"],
+        default="ctrl",
+        help="which of its controllers: trained on real tracks, or with --dream in dreams",
+    )
+    parser.add_argument(
         "--noise",
         type=natural_float,
         default=NOISE,
@@ -82,6 +88,11 @@ def parse_arguments() -> Namespace:
     )
     add_seed(parser, "tracks and actions")
     add_ray_address(parser)
+    parser.add_argument(
+        "--max-workers",
+        type=positive_int,
+        help="workers on the Ray cluster at most, of 1 GiB each (default: one for each core)",
+    )
     return parser.parse_args()
 
 
@@ -99,6 +110,7 @@ def agree_with(rootdir: Path, args: Namespace, driver: Driver | None) -> None:
     if driver is None:
         for option, given in (
             ("--logdir", args.logdir is not None),
+            ("--controller", args.controller != "ctrl"),
             ("--noise", args.noise != NOISE),
         ):
             if given:
@@ -164,7 +176,8 @@ def start_workers(args: Namespace, driver: Driver | None, episodes: int) -> "Wor
         environment()  # compiles what the processes draw with
         return WorkerPool(min(args.threads, episodes), setup_worker, how, logs)
     packed = None if driver is None else pack(driver.logdir)
-    return cluster_pool(args.ray_address)(episodes, setup_elsewhere, (packed, *how), logs)
+    most = min(episodes, args.max_workers or episodes)
+    return cluster_pool(args.ray_address)(most, setup_elsewhere, (packed, *how), logs)
 
 
 def generate(args: Namespace) -> None:
@@ -174,7 +187,7 @@ def generate(args: Namespace) -> None:
     if args.policy == "controller":
         if args.logdir is None:
             raise UserError("--policy controller needs the --logdir whose controller drives")
-        driver = load_driver(args.logdir)
+        driver = load_driver(args.logdir, args.controller)
     agree_with(rootdir, args, driver)
     there = existing_episodes(rootdir)
     missing = [k for k in range(args.rollouts) if k not in there]
@@ -186,7 +199,10 @@ def generate(args: Namespace) -> None:
         tell_if_not_packed(choose_device("cpu"))
     paths = {k: rootdir / f"thread_{k % args.threads}" / f"rollout_{k}.npz" for k in missing}
     made: dict[int, int] = {}
-    with tqdm(total=len(missing), unit="episode", desc="generating") as bar:
+    with (
+        start_workers(args, driver, len(missing)) as pool,
+        tqdm(total=len(missing), unit="episode", desc="generating") as bar,
+    ):
 
         def receive(content: tuple[int, int] | tuple[int, int, bytes]) -> None:
             number, steps, *files = content
@@ -198,14 +214,13 @@ def generate(args: Namespace) -> None:
             frames = sum(made.values())
             bar.set_postfix_str(f"{frames / max(bar.format_dict['elapsed'], 1e-9):.0f} frames/s")
 
-        with start_workers(args, driver, len(missing)) as pool:
-            batch = min(BATCH, -(-len(missing) // len(pool)))
-            units = [
-                {k: paths[k] for k in missing[start : start + batch]}
-                for start in range(0, len(missing), batch)
-            ]
-            for _ in pool.run(units, receive):
-                pass
+        batch = min(BATCH, -(-len(missing) // len(pool)))
+        units = [
+            {k: paths[k] for k in missing[start : start + batch]}
+            for start in range(0, len(missing), batch)
+        ]
+        for _ in pool.run(units, receive):
+            pass
     if len(made) < len(missing):
         raise UserError(
             f"{len(missing) - len(made)} of {len(missing)} episodes ended in actions or rewards "

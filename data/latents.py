@@ -98,7 +98,8 @@ def encode_episodes(
     )
     bad = []
     try:
-        with tqdm(total=sum(f.length for f in missing), unit="frame", desc="encoding") as bar:
+        frames, quiet = sum(f.length for f in missing), ranks.rank() > 0
+        with tqdm(total=frames, unit="frame", desc="encoding", disable=quiet) as bar:
             for file, made in zip(missing, pool.map(make, missing), strict=True):
                 bar.update(file.length)
                 if isinstance(made, BadEpisode):

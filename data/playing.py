@@ -64,9 +64,12 @@ class Driver(NamedTuple):
     digest: str  # the fingerprint of all that drives
 
 
-def load_driver(logdir: Path) -> Driver:
-    """The controller of `logdir`. Raises UserError where something is missing."""
-    path = stage_weights(logdir, "ctrl")
+def load_driver(logdir: Path, stage: str = "ctrl") -> Driver:
+    """The controller of `logdir`: "ctrl", or "dream", which was trained in dreams.
+
+    Raises UserError where something is missing.
+    """
+    path = stage_weights(logdir, stage)
     controller, driving, _ = load_controller(path)
     models = agent_digest(logdir, driving)
     digest = f"{models}-{weights_digest(controller)[:16]}"

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import threading
 
 import numpy as np
 import pygame
@@ -44,8 +45,8 @@ QUARTER_TURNS = [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0)]
 class DrawnCarRacing(CarRacing):
     """CarRacing in which only the picture for a spectator is drawn by Gymnasium."""
 
-    # One for all environments of a process, which draw one after the other.
-    _buffers = np.empty(1, BUFFERS)
+    # One for all environments of a thread, which draw one after the other.
+    _of_thread = threading.local()
     _moves = False
 
     def _create_track(self) -> bool:
@@ -68,6 +69,12 @@ class DrawnCarRacing(CarRacing):
                     self.road_poly[i] = (polygon, views[i])
         return created
 
+    def _buffers(self) -> np.ndarray:
+        """What this thread draws in."""
+        if not hasattr(self._of_thread, "buffers"):
+            self._of_thread.buffers = np.empty(1, BUFFERS)
+        return self._of_thread.buffers
+
     def close(self) -> None:
         """Leave nothing behind: a body that its world did not destroy keeps itself in memory."""
         self._destroy()
@@ -80,7 +87,7 @@ class DrawnCarRacing(CarRacing):
 
     def _drawn(self, scene: Scene) -> np.ndarray:
         frame = np.empty((SIZE, SIZE, 3), np.uint8)
-        return frame if draw(scene, self._buffers, frame) else super()._render("state_pixels")
+        return frame if draw(scene, self._buffers(), frame) else super()._render("state_pixels")
 
     def move(self, action: np.ndarray) -> tuple[float, bool]:
         """The first half of a step: reward and terminated."""

@@ -31,13 +31,18 @@ DREAM_UNIT = 512
 
 
 class Rollouts(NamedTuple):
-    """A unit of work: rollout i drives controller `parameters[i]` on the track of `seeds[i]`."""
+    """A unit of work: rollout i drives candidate `rows[i]` on the track of `seeds[i]`."""
 
     number: int  # of the unit
-    parameters: np.ndarray  # (n, P) float32
+    rows: list[int]
     seeds: list[int]
     patience: int  # see envs.rollouts.play
     dream: Dreaming | None  # where these are the seeds of dreams
+    parameters: np.ndarray | None = None  # (n, P) float32, of the rollouts
+
+    def complete(self, candidates: np.ndarray) -> "Rollouts":
+        """With the parameters out of those of all candidates, (m, P)."""
+        return self._replace(parameters=candidates[self.rows])
 
 
 @contextmanager
@@ -187,7 +192,7 @@ def run_rollouts(
     units = [
         Rollouts(
             number,
-            parameters[[i for i, _ in share]].astype(np.float32),
+            [i for i, _ in share],
             [seeds[j] for _, j in share],
             patience,
             dream,
@@ -209,7 +214,9 @@ def run_rollouts(
             advance(*content)
 
     returns, lengths = np.empty((m, k)), np.empty((m, k), np.int64)
-    for number, (unit_returns, unit_lengths) in pool.run(units, receive):
+    for number, (unit_returns, unit_lengths) in pool.run(
+        units, receive, parameters.astype(np.float32)
+    ):
         rows, columns = zip(*shares[number], strict=True)
         returns[rows, columns], lengths[rows, columns] = unit_returns, unit_lengths
         advance(number, len(shares[number]))

@@ -1,9 +1,12 @@
 """What workers on other machines need of a logdir, as bytes: V, M, and where dreams begin."""
 
+import fcntl
 import hashlib
 import io
 import os
+import shutil
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -27,7 +30,8 @@ def pack(logdir: Path, dreams: bool = False) -> bytes:
             if path.exists():
                 weights, state = io.BytesIO(), load_checkpoint(path)
                 torch.save({key: state[key] for key in NEEDED if key in state}, weights)
-                parcel.writestr(f"{stage}/best.tar", weights.getvalue())
+                # Without a date, so that the same weights are the same parcel.
+                parcel.writestr(zipfile.ZipInfo(f"{stage}/best.tar"), weights.getvalue())
         if dreams:
             starts = Starts(logdir, weights_digest(load_vae(logdir).encoder))
             for path in starts.files():
@@ -38,20 +42,22 @@ def pack(logdir: Path, dreams: bool = False) -> bytes:
 def unpack(packed: bytes) -> Path:
     """The folder of this user on this machine with what `pack` took; made where it is not yet.
 
-    Raises UserError where it is another user's.
+    Those that were not used for a week are removed. Raises UserError where it is another user's.
     """
     own = Path(tempfile.gettempdir()) / f"world-models-{os.getuid()}"
     own.mkdir(mode=0o700, exist_ok=True)
     if own.stat().st_uid != os.getuid():
         raise UserError(f"{own} is another user's; set TMPDIR to a folder of your own")
     folder = own / hashlib.sha256(packed).hexdigest()[:32]
-    if not folder.exists():
-        new = Path(tempfile.mkdtemp(dir=own))
-        with zipfile.ZipFile(io.BytesIO(packed)) as parcel:
-            parcel.extractall(new)
-        try:
-            new.rename(folder)
-        except OSError:  # another worker of this machine was as quick
-            if not folder.exists():
-                raise
+    whole = folder / "whole"
+    with open(own / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of a machine start together
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            with zipfile.ZipFile(io.BytesIO(packed)) as parcel:
+                parcel.extractall(folder)
+        whole.touch()
+        for other in own.glob("*/whole"):
+            if other.stat().st_mtime < time.time() - 7 * 24 * 3600:
+                shutil.rmtree(other.parent, ignore_errors=True)
     return folder

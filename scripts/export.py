@@ -28,13 +28,21 @@ def main() -> None:
     parser = script_parser("Copy the best V, M and C of an experiment, weights only.")
     add_logdir(parser)
     parser.add_argument("--to", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=list(SCRIPTS),
+        default=list(SCRIPTS),
+        help="what to copy; V and M alone go on in another logdir",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
-    stages = list(SCRIPTS)
-    best = stage_weights(args.logdir, "ctrl")
-    if load_controller(best)[1].memory != "trained":
-        stages.remove("mdrnn")  # it drives without
-    there = [args.to / stage / "best.tar" for stage in SCRIPTS]
+    stages = list(args.stages)
+    if "ctrl" in stages and "mdrnn" in stages:
+        best = stage_weights(args.logdir, "ctrl")
+        if load_controller(best)[1].memory != "trained":
+            stages.remove("mdrnn")  # it drives without
+    there = [args.to / stage / "best.tar" for stage in args.stages]
     there = [path for path in there if path.exists()]
     if there and not args.overwrite:
         raise UserError(f"{there[0]} is there; name another folder with --to, or use --overwrite")

@@ -24,7 +24,7 @@ from utils.checkpoint import load_checkpoint, save_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 # Steps of an episode in the processes that are forked, see preloaded.py: enough to leave the field,
 # as the controller of `make_experiment` does.
-SHORT = 280
+SHORT = 150
 
 
 def make_episode(steps: int, seed: int = 0, size: int = 64) -> Episode:
@@ -71,10 +71,10 @@ def workers_from_server():
 def fork(script, *arguments, cwd, env=None, stdout=os.devnull, stderr=os.devnull) -> BaseProcess:
     """Start one of the repository's scripts in a process that has done most imports already.
 
-    So have its workers: see `workers_from_server`.
+    So have its workers: see `workers_from_server`. The script may be `-m`, with a module next.
     """
     server = multiprocessing.get_context("forkserver")
-    command = [str(ROOT / script), *map(str, arguments)]
+    command = [script if script == "-m" else str(ROOT / script), *map(str, arguments)]
     environment = dict(os.environ if env is None else env)
     process = server.Process(target=forked, args=(command, cwd, environment, stdout, stderr))
     process.start()
@@ -91,6 +91,10 @@ def forked(command, cwd, environment, stdout, stderr):
     # Python would start another server for it, with the imports to do.
     multiprocessing.forkserver._forkserver.ensure_running = lambda: None
     workers_from_server()
+    if command[0] == "-m":
+        sys.argv = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        return
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
 

@@ -145,8 +145,8 @@ def test_a_cluster_is_simulated_from_what_was_measured():
     assert scaling.generation_seconds(same, 4, 2, 10_000) == pytest.approx(200 / 100)
     # 256 rollouts on one worker are four units, one after the other.
     assert scaling.generation_seconds(same, 64, 4, 1) == pytest.approx(256 * 200 / 150)
-    slow = same._replace(send=10.0)  # seconds a unit: the driver is never done with them
-    assert scaling.generation_seconds(slow, 4, 2, 8) == pytest.approx(8 * 5 + 2 + 5)
+    slow = same._replace(send=10.0)  # seconds of the driver for each of 8 units: it is the limit
+    assert scaling.generation_seconds(slow, 4, 2, 8) == pytest.approx(8 * 10)
     search = same._replace(search={10: 1.0, 20: 3.0})
     assert scaling.generation_seconds(search, 15, 1, 15) == pytest.approx(2 + 2)
     assert scaling.generation_seconds(search, 40, 1, 40) == pytest.approx(2 + 6)

@@ -27,6 +27,7 @@ from utils.workers import Refused, WorkerError
 ray = pytest.importorskip("ray", reason="Ray is not installed (requirements-cluster.txt)")
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from utils import cluster as cluster_module  # noqa: E402
 from utils.cluster import RayPool  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -73,6 +74,10 @@ def setup_squares(index, folder):
         return number**2
 
     return work
+
+
+def setup_dying(index):
+    os._exit(1)
 
 
 def setup_refusing(index):
@@ -126,11 +131,13 @@ def test_a_node_that_dies_costs_what_it_had_in_hand_and_one_that_joins_is_used(
         assert len(pool) == 2
 
 
-def test_no_node_is_waited_for_and_ended_with_a_line(node, tmp_path, capsys):
+def test_no_node_is_waited_for_and_ended_with_a_line(node, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cluster_module, "TELL_AFTER", 2)
     with RayPool(None, setup_squares, (tmp_path,), tmp_path / "logs", no_node_after=7) as pool:
         with pytest.raises(Refused, match="no node of the Ray cluster had room"):
             list(pool.run([(1, 0.0)]))
         assert "waiting" in capsys.readouterr().out
+        pool._no_node_after = 60
         with ThreadPoolExecutor() as threads:  # Ray starts nodes in the main thread alone
             waiting = threads.submit(lambda: dict(pool.run([(3, 0.0)])))
             time.sleep(1)
@@ -138,13 +145,19 @@ def test_no_node_is_waited_for_and_ended_with_a_line(node, tmp_path, capsys):
             assert waiting.result(60) == {0: 9}
 
 
-def test_errors_of_a_worker_are_told_and_end_it(node, tmp_path, capsys):
+def test_errors_of_a_worker_are_told_and_end_it(node, tmp_path, capsys, monkeypatch):
     node()
     with RayPool(None, setup_squares, (tmp_path,), tmp_path / "logs") as pool:
         with pytest.raises(WorkerError, match="a negative number"):
             list(pool.run([(-1, 0.0)]))
         assert "ArithmeticError" in capsys.readouterr().err
         assert "ArithmeticError" in (tmp_path / "logs/ray.log").read_text()
+    monkeypatch.setattr(cluster_module, "MAX_KILLS", 3)
+    with (
+        RayPool(None, setup_dying, (), tmp_path / "logs") as pool,
+        pytest.raises(WorkerError, match="3 workers failed in a row"),
+    ):
+        list(pool.run([1]))
     with (
         RayPool(None, setup_refusing, (), tmp_path / "logs") as pool,
         pytest.raises(Refused, match="nothing to do here"),
@@ -195,7 +208,8 @@ def test_a_training_with_nodes_that_die_and_join_is_the_undisturbed_one(cluster,
     cluster.remove_node(dying, allow_graceful=False)
     node()
     process.join(200)
-    assert process.exitcode == 0, (tmp_path / "stderr").read_text()
+    errors = (tmp_path / "stderr").read_text()
+    assert process.exitcode == 0 and "its work is done again" in errors, errors
     (mean, rows), (expected, expected_rows) = (
         history(tmp_path / "disturbed"),
         history(tmp_path / "quiet"),
@@ -223,13 +237,36 @@ def test_episodes_arrive_whole_and_are_those_of_one_machine(cluster, node, exper
 def test_a_parcel_has_what_drives_and_no_more(dreamer):
     packed = pack(dreamer, dreams=True)
     folder = unpack(packed)
-    assert unpack(packed) == folder  # once for a machine
+    assert unpack(pack(dreamer, dreams=True)) == folder  # once for a machine
+    (folder / "whole").unlink()  # of a worker that was killed meanwhile
+    (folder / "vae/best.tar").write_bytes(b"half")
+    assert unpack(packed) == folder
     assert agent_digest(folder) == agent_digest(dreamer)
     load_agent(folder, CPU, torch.float32)
-    assert {p.name for p in folder.iterdir()} == {"vae", "mdrnn", "latents"}
+    assert {p.name for p in folder.iterdir()} == {"vae", "mdrnn", "latents", "whole"}
     assert "optimizer" not in load_checkpoint(folder / "vae/best.tar")
     assert Path(folder).stat().st_mode & 0o077 == 0
     assert len(pack(dreamer)) < len(packed)
+
+
+def test_units_are_for_all_workers_a_new_node_too(cluster, node, experiment):
+    """The units of a generation are cut for those that are there when it begins."""
+    parameters, seeds = np.zeros((4, 867)), track_seeds("test", 1, 5)
+    models = agent_digest(experiment)
+    node()
+    with start_workers(experiment, CPU, None, 4, models, ray_address=cluster.address) as pool:
+        assert len(pool) == 1
+        node()
+        wait_until(lambda: len(pool) == 2)
+        units, run = [], pool.run
+
+        def counted(all_units, *arguments):
+            units.extend(all_units)
+            return run(all_units, *arguments)
+
+        pool.run = counted
+        returns, _ = run_rollouts(pool, parameters, seeds, patience=20)
+        assert len(units) == 2 and len(set(returns.ravel())) == 1  # four times the same drive
 
 
 def test_no_cluster_is_one_line(experiment, tmp_path):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pygame
@@ -112,10 +113,10 @@ def test_where_the_colors_do_not_fit_gymnasium_draws(env, monkeypatch):
         colors=np.full((900, 3), 99.0),
         camera=np.array([1.0, 0.0, 1.0, 200.0, 400.0]),
     )
-    assert drawing.draw(scene, env._buffers, frame)
-    assert not drawing.draw(many, env._buffers, frame)
+    assert drawing.draw(scene, env._buffers(), frame)
+    assert not drawing.draw(many, env._buffers(), frame)
     assert not drawing.draw(
-        scene._replace(corners=np.zeros((drawing.POLYGONS + 1, 4, 2))), env._buffers, frame
+        scene._replace(corners=np.zeros((drawing.POLYGONS + 1, 4, 2))), env._buffers(), frame
     )
     monkeypatch.setattr(carracing, "draw", lambda *_: False)
     assert_as_gymnasium(env)
@@ -239,3 +240,22 @@ def test_without_numba_gymnasium_draws(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     said = look(tmp_path)
     assert len(said) == 2 and "No module named numba" in said[0] and said[1] == "GymnasiumCarRacing"
+
+
+def test_threads_draw_beside_each_other():
+    """As several players do: each thread has what it draws in for itself."""
+
+    def drive(seed):
+        env, frames = simulator.environment()(), []
+        env.reset(seed=seed)
+        for step in range(40):
+            env.move(np.array([np.sin(step / 5 + seed), 1.0, 0.0]))
+            frames.append(env.frame().copy())
+        env.close()
+        return np.stack(frames)
+
+    seeds = list(range(4))
+    with ThreadPoolExecutor(len(seeds)) as threads:
+        together = list(threads.map(drive, seeds))
+    for seed, frames in zip(seeds, together, strict=True):
+        np.testing.assert_array_equal(frames, drive(seed))

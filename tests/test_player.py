@@ -68,7 +68,6 @@ def test_a_dream_begins_at_what_is_seen_of_the_real_track(game):
 
 
 def test_both_begin_at_one_frame_and_take_the_same_actions(game):
-    """With a temperature of almost nothing and M's own prediction for h, h stays together."""
     game.look_at("both")
     assert list(game.pictures()) == ["real", "dream"]
     torch.testing.assert_close(game.dream.z, game.real.z)

@@ -77,16 +77,17 @@ def test_readme_commands_end_to_end(tmp_path):
         if needs:  # of as long as you like; or a cluster, which other tests have
             assert needs.pop() in run_script(script, "--help", cwd=tmp_path).stdout
             continue
-        elif script == "-m":  # of half an hour
-            command, cwd = [script, *arguments, "--help"], ROOT
+        elif script == "-m":  # of half an hour, or until Ctrl-C
+            asked = run_script(script, *arguments, "--help", cwd=tmp_path)
+            assert asked.returncode == 0 and "usage:" in asked.stdout, asked.stderr
+            continue
         elif script in printed:  # its own start was tried: from here on without its imports
             again = run_script(script, *arguments, *TINY[script], cwd=tmp_path)
             assert again.returncode == 0, f"{script} {arguments}: {again.stderr}"
             continue
         else:
-            command, cwd = [str(ROOT / script), *arguments, *TINY[script]], tmp_path
-        command = [sys.executable, *command]
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+            command = [sys.executable, str(ROOT / script), *arguments, *TINY[script]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}: {done.stdout} {done.stderr}"
         printed[script] = done.stdout
     assert len(list_episodes(tmp_path / "datasets" / "carracing")) == 3
@@ -924,3 +925,50 @@ def test_the_full_experiment_calls_all_stages_and_scores_what_is_new(tmp_path):
     (tmp_path / "exp" / "ctrl" / "best.tar").touch()
     os.utime(tmp_path / "exp" / "scores.json", (0, 0))
     assert [call.split()[0] for call in reproduce()] == stages
+
+
+def test_the_loop_goes_from_dream_to_data_to_dream_and_on(tmp_path):
+    only_written_down(tmp_path, "dream_loop.sh")
+    (tmp_path / "bin" / "python").write_text(
+        (tmp_path / "bin" / "python").read_text().replace(": >", "mkdir -p $(dirname $2) && : >")
+    )
+
+    def loop(rounds):
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "scripts/dream_loop.sh"],
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path, "LOGDIR": "loop", "ROUNDS": str(rounds)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        calls = (tmp_path / "calls").read_text().splitlines()
+        (tmp_path / "calls").unlink()
+        return calls
+
+    training = ["trainvae.py", "trainmdrnn.py", "traincontroller.py", "test_controller.py"]
+    first = loop(1)
+    assert [call.split()[0] for call in first] == ["data/generation_script.py", *training]
+    assert "--dream" in first[3] and "--warm-start" not in first[3]
+    _, driving, copying, vae, mdrnn, controller, score = loop(2)  # the first round is done
+    assert "--controller dream" in driving and "--logdir loop/round_1" in driving
+    assert "--stages vae mdrnn" in copying and "--to loop/round_2" in copying
+    for call in (vae, mdrnn, controller, score):
+        assert "--logdir loop/round_2" in call
+    assert "--epochs 4" in vae and "--epochs 40" in mdrnn and "--include_reward" in mdrnn
+    assert "--warm-start loop/round_1/dream/best.tar" in controller
+    assert all(call.startswith("data/generation_script.py") for call in loop(2))  # says it is there
+
+
+def test_without_ray_a_line_says_what_to_install(run_here, experiment, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "utils.cluster", raising=False)
+    options = ["--logdir", experiment, "--ray-address", "auto"]
+    for script, more in (
+        ("traincontroller.py", []),
+        ("data/generation_script.py", ["--policy", "controller", "--rootdir", "data"]),
+    ):
+        done = run_here(script, *options, *more, cwd=tmp_path)
+        assert done.returncode == 2 and "requirements-cluster.txt" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

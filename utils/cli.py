@@ -224,7 +224,7 @@ def add_max_workers(parser: argparse._ActionsContainer) -> None:
         help="worker processes at most; worker i computes on GPU i modulo the visible GPUs, and "
         "says how much of its memory it holds. One of which nothing is heard for "
         f"{STUCK_AFTER // 60} minutes is killed, and its work done again (default: one for each "
-        f"core, {available_cores()} here)",
+        f"core, {available_cores()} here; on a Ray cluster all)",
     )
 
 

@@ -212,9 +212,8 @@ class Fitting:
         self.model.load_state_dict(ranks.from_first(self.model.state_dict))
         best = test()
         print(f"{path}: test loss {best:.5g} on the episodes that are held out here")
-        if (
-            not ranks.rank() and not path.exists()
-        ):  # a checkpoint of another program: it may stay the best
+        # Of a checkpoint of another program: it may stay the best.
+        if not ranks.rank() and not path.exists():
             save_checkpoint(path, {"epoch": self.done, "precision": best, "state_dict": latest})
         self.model.load_state_dict(latest)
         self.stopping.best, self.stopping.bad_epochs = best, 0

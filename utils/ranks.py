@@ -10,6 +10,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils import files
 from utils.cli import UserError
+from utils.cores import available_cores
 
 T = TypeVar("T")
 
@@ -49,7 +51,10 @@ def joined(args: Namespace) -> Iterator[None]:
         torch.cuda.set_device(args.device)
     elif args.device not in ("cpu", "auto"):
         raise UserError(f"--device {args.device}: under torchrun each process takes its own GPU")
-    dist.init_process_group("nccl" if on_gpus else "gloo")
+    # torchrun allows one thread for each process, whatever cores there are.
+    torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    # One rank may wait for hours while another encodes its episodes.
+    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=timedelta(days=1))
     try:
         if rank():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of this process
@@ -70,6 +75,12 @@ def exclusive(folder: Path, what: str) -> AbstractContextManager:
 def share(items: list[T]) -> list[T]:
     """This rank's part of them; none, where there are fewer than ranks."""
     return items[rank() :: count()]
+
+
+def require_same(what: str, here: str) -> None:
+    """Raise UserError where `here`, which describes `what`, is not the same on all ranks."""
+    if len(set(gathered([here]))) > 1:
+        raise UserError(f"{what} are not the same on all machines; copy them anew")
 
 
 def share_of_batch(size: int, episodes: int) -> int:

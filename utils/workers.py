@@ -122,9 +122,15 @@ class WorkerPool:
         return _Worker(process, ours)
 
     def run(
-        self, units: Sequence[Any], receive: Callable[[Any], None] | None = None
+        self,
+        units: Sequence[Any],
+        receive: Callable[[Any], None] | None = None,
+        shared: Any = None,
     ) -> Iterator[tuple[int, Any]]:
         """Share `units` out and yield (index of the unit, result) as they are finished.
+
+        What is `shared` by all of them completes a unit, `unit.complete(shared)`, before a worker
+        takes it.
 
         Units are given out in their order, one a worker at a time: put the longest first.
         A worker that dies or raises is replaced and its unit is done again, with one line on
@@ -140,7 +146,8 @@ class WorkerPool:
             for worker in self._workers:
                 if worker.task is None and waiting:
                     unit = waiting.popleft()
-                    worker.take((run, unit), units[unit])
+                    whole = units[unit] if shared is None else units[unit].complete(shared)
+                    worker.take((run, unit), whole)
             for index, kind, task, content in self._messages():
                 if kind in ("error", "kill"):
                     errors += kind == "error"

@@ -3,7 +3,7 @@
 python -m envs.simulated_carracing --logdir exp_dir
 """
 
-from argparse import Namespace
+import argparse
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from utils.cli import (
 )
 
 
-def parse_arguments() -> Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = script_parser("Play in M's dream of CarRacing, and on the real track beside it.")
     add_logdir(parser)
     parser.add_argument("--window", action="store_true", help="in a window instead of a browser")
@@ -43,11 +43,19 @@ def parse_arguments() -> Namespace:
     page.add_argument(
         "--host", default="127.0.0.1", help="where to listen; others than this one let others play"
     )
-    page.add_argument("--port", type=natural_int, default=8000, help="0 for any free one")
+    page.add_argument("--port", type=port_int, default=8000, help="0 for any free one")
     page.add_argument(
         "--players", type=positive_int, default=4, help="pages at a time, with a dream for each"
     )
     return parser.parse_args()
+
+
+def port_int(text: str) -> int:
+    """argparse type: a port, or 0."""
+    port = natural_int(text)
+    if port >= 2**16:
+        raise argparse.ArgumentTypeError(f"must be below 65536, not {text}")
+    return port
 
 
 def load_driver(logdir: Path, stage: str) -> Driver:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -21,6 +22,7 @@ from aiohttp import WSMsgType, web
 from envs.player.game import STEPS_PER_SECOND, Game
 from envs.player.recording import Recording
 from utils.cli import UserError, first_line
+from utils.workers import Refused
 
 PAGE = Path(__file__).with_name("page.html")
 MESSAGE_SIZE = 4096  # of what a page sends, in bytes at most
@@ -36,7 +38,7 @@ class Seat:
         self.game, self.folder = game, folder
         self.recording: Recording | None = None
         self.recorded: list[Path] = []
-        self.asked: list[dict] = []  # messages that are not done yet
+        self.asked: SimpleQueue = SimpleQueue()  # messages that are not done yet
         self.single = False  # one step, although it is paused
         self.at_work = threading.Lock()
 
@@ -46,10 +48,10 @@ class Seat:
             return self._advance()
 
     def _advance(self) -> tuple[bytes, list[str]]:
-        asked, self.asked, wrong = self.asked, [], []
-        for message in asked:
+        wrong = []
+        while not self.asked.empty():
             try:
-                self._do(message)
+                self._do(self.asked.get())
             except (ValueError, TypeError, OverflowError) as error:
                 wrong.append(first_line(error))
         if not self.game.paused or self.single:
@@ -85,6 +87,7 @@ class Seat:
         """Begin a recording, or end it: the page then fetches it."""
         if self.recording is None:
             self.recording = Recording(self.folder / f"{time.time_ns()}.mp4")
+            self.recording.add(self.game.pictures())
         else:
             self.recorded.append(self.recording.end())
             self.recording = None
@@ -177,6 +180,9 @@ class Server:
             self.seats.add(seat)
             driving = asyncio.create_task(drive(socket, seat))
             await listen(socket, seat)
+        except Refused as error:  # of a file that the game needs
+            await tell(socket, str(error))
+            await socket.close()
         finally:  # nothing is awaited here, for this may have been cancelled with its connection
             self.taken -= 1
             if driving is not None:
@@ -194,11 +200,13 @@ async def tell(socket: web.WebSocketResponse, error: str) -> None:
 async def listen(socket: web.WebSocketResponse, seat: Seat) -> None:
     """Take the page's messages until it closes."""
     async for message in socket:
+        if message.type == WSMsgType.ERROR:  # too long a message, say: the socket is closed
+            return
         if message.type != WSMsgType.TEXT:
             await tell(socket, "only text is understood")
             continue
         try:
-            seat.asked.append(json.loads(message.data))
+            seat.asked.put(json.loads(message.data))
         except (ValueError, RecursionError) as error:
             await tell(socket, f"a message that is no JSON: {first_line(error)}")
 

@@ -31,20 +31,20 @@ def play(game: Game) -> None:
     }
     try:
         while True:
-            for event in pygame.event.get((pygame.QUIT, pygame.KEYDOWN)):
-                if event.type == pygame.QUIT or event.key in (pygame.K_ESCAPE, pygame.K_q):
+            for event in pygame.event.get():
+                pressed = event.key if event.type == pygame.KEYDOWN else None
+                if event.type == pygame.QUIT or pressed in (pygame.K_ESCAPE, pygame.K_q):
                     return
-                if event.key in commands:
+                if pressed in commands:
                     try:
-                        commands[event.key]()
+                        commands[pressed]()
                         message = ""
                     except ValueError as error:
                         message = str(error)
-                elif event.key == pygame.K_p:
+                elif pressed == pygame.K_p:
                     game.paused = not game.paused
-                elif event.key == pygame.K_n:
+                elif pressed == pygame.K_n:
                     game.paused = single = True
-            pygame.event.pump()
             held = pygame.key.get_pressed()
             game.target = np.array(
                 [
