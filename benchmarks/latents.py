@@ -77,7 +77,7 @@ def measure(repeats: int) -> list[Row]:
         for n in ((64, 256, 1024, 2048, 4096) if gpu else (8, 16, 32, 64, 128, 256, 512))
         for streams in ({1} if gpu else {1, torch.get_num_threads()})
     }
-    tried = median_rates({way: forward(*how, 4096) for way, how in ways.items()}, 1)
+    tried = median_rates({way: forward(*arguments, 4096) for way, arguments in ways.items()}, 1)
     limits = [
         max((way for way in ways if way.startswith(f"{name},")), key=tried.get)
         for name in ("encoder alone", "encoder for inference alone")

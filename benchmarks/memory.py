@@ -70,9 +70,9 @@ def vae_epoch(rootdir: Path) -> None:
     precision = training_precision(device)
     model = VAE().to(device)
     optimizer = make_optimizer(model)
-    for files, how in zip(split_readable(list_episodes(rootdir)), (optimizer, None), strict=True):
-        loader = FrameLoader(files, 32, device, shuffle=how is not None)
-        run_epoch(model, Sparse(loader), np.random.default_rng(0), device, precision, "epoch", how)
+    for files, used in zip(split_readable(list_episodes(rootdir)), (optimizer, None), strict=True):
+        loader = FrameLoader(files, 32, device, shuffle=used is not None)
+        run_epoch(model, Sparse(loader), np.random.default_rng(0), device, precision, "epoch", used)
 
 
 def measure(_: int) -> list[Row]:

@@ -72,7 +72,7 @@ def measure(repeats: int) -> list[Row]:
         repeats,
     )
     best = max(("float32", "bfloat16"), key=rates.get)
-    how = "frames kept on the GPU" if loader.fits else "files read in every epoch"
-    stage = f"VAE training, batch {BATCH_SIZE}, {how}"
+    kept = "frames kept on the GPU" if loader.fits else "files read in every epoch"
+    stage = f"VAE training, batch {BATCH_SIZE}, {kept}"
     against = f"bare step in {best}"
     return [row(stage, rates["ours"], against, rates[best], "frames/s", ">= 0.93")]

@@ -170,14 +170,14 @@ def existing_episodes(rootdir: Path) -> set[int]:
 
 def start_workers(args: Namespace, driver: Driver | None, episodes: int) -> "WorkerPool | RayPool":
     """Processes that play, or the workers of a Ray cluster."""
-    how = (args.policy, args.seed, args.patience, driver, args.noise)
+    arguments = (args.policy, args.seed, args.patience, driver, args.noise)
     logs = args.rootdir / "logs"
     if args.ray_address is None:
         environment()  # compiles what the processes draw with
-        return WorkerPool(min(args.threads, episodes), setup_worker, how, logs)
+        return WorkerPool(min(args.threads, episodes), setup_worker, arguments, logs)
     packed = None if driver is None else pack(driver.logdir)
     most = min(episodes, args.max_workers or episodes)
-    return cluster_pool(args.ray_address)(most, setup_elsewhere, (packed, *how), logs)
+    return cluster_pool(args.ray_address)(most, setup_elsewhere, (packed, *arguments), logs)
 
 
 def generate(args: Namespace) -> None:

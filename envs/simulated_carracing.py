@@ -72,9 +72,9 @@ class Dream:
     with a chance of more than one half, or after `horizon` steps.
     """
 
-    def __init__(self, world: World, seeds: list[int], how: Dreaming = USUAL):
+    def __init__(self, world: World, seeds: list[int], dreaming: Dreaming = USUAL):
         self.world, self.seeds = world, seeds
-        self.temperature, self.max_steps = how
+        self.temperature, self.max_steps = dreaming
         n, mdrnn = len(seeds), world.mdrnn
         self.z = torch.zeros(n, mdrnn.latent_size)
         self.h, self.c = torch.zeros(n, mdrnn.hidden_size), torch.zeros(n, mdrnn.hidden_size)
@@ -188,7 +188,7 @@ class SimulatedCarRacing(gym.Env):
         if not temperature > 0:
             raise ValueError(f"temperature is more than 0, not {temperature}")
         self.world = load_world(Path(logdir))
-        self.how = Dreaming(temperature, horizon)
+        self.dreaming = Dreaming(temperature, horizon)
         self.observation, self.render_mode = observation, render_mode
         self.action_space = gym.spaces.Box(ACTION_LOW.numpy(), ACTION_HIGH.numpy())
         if observation == "frame":
@@ -202,7 +202,7 @@ class SimulatedCarRacing(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
         own = int(self.np_random.integers(2**31))
-        self.dream = Dream(self.world, [own], self.how)
+        self.dream = Dream(self.world, [own], self.dreaming)
         return self._observed(self.dream.reset(self.only)), {}
 
     def step(self, action: np.ndarray):

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import warnings
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -93,6 +94,7 @@ def forked(command, cwd, environment, stdout, stderr):
     workers_from_server()
     if command[0] == "-m":
         sys.argv = command[1:]
+        warnings.simplefilter("ignore")  # of runpy, that the server has imported it
         runpy.run_module(command[1], run_name="__main__", alter_sys=True)
         return
     sys.argv = command

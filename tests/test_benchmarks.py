@@ -117,9 +117,9 @@ def test_an_epoch_of_v_is_timed_with_more_data_than_the_buffer_holds(monkeypatch
     held = []
     epoch = growth.run_epoch
 
-    def run_epoch(model, loader, *how):
+    def run_epoch(model, loader, *arguments):
         held.append((len(loader), loader.fits))
-        return epoch(model, loader, *how)
+        return epoch(model, loader, *arguments)
 
     monkeypatch.setattr(growth, "run_epoch", run_epoch)
     assert growth.epoch_seconds(1) == 1 and growth.epoch_seconds(3) == 1

@@ -229,14 +229,14 @@ def test_a_controller_is_trained_in_dreams_and_resumed(dreamer, run_here, tmp_pa
 
 def test_dreams_in_workers_are_those_of_one_process(dreamer):
     """Whatever the workers: each candidate in each dream, with the dream's own state."""
-    seeds, how = [11, 12, 13], Dreaming(0.9, 50)
+    seeds, dreaming = [11, 12, 13], Dreaming(0.9, 50)
     parameters = np.random.default_rng(0).normal(0, 0.3, (5, 867)).astype(np.float32)
     with start_workers(dreamer, CPU, 2, 15, agent_digest(dreamer)) as pool:
-        returns, lengths = run_rollouts(pool, parameters, seeds, dream=how)
+        returns, lengths = run_rollouts(pool, parameters, seeds, dream=dreaming)
     agent, world = load_agent(dreamer, CPU, torch.float32), load_world(dreamer)
     for i, j in ((0, 0), (3, 2), (4, 1)):
         policy = AgentPolicy(agent, torch.from_numpy(parameters[i : i + 1]))
-        alone, steps = play(Dream(world, [seeds[j]], how), 1, 1, policy)
+        alone, steps = play(Dream(world, [seeds[j]], dreaming), 1, 1, policy)
         assert lengths[i, j] == steps[0]
         assert returns[i, j] == pytest.approx(alone[0], abs=1e-3)
 

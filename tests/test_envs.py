@@ -227,8 +227,8 @@ def test_workers_give_each_rollout_its_place(experiment, monkeypatch):
     with start_workers(experiment, CPU, 2, 6, agent_digest(experiment)) as pool:
         assert len(pool) == 2
         counted = []
-        returns, lengths = run_rollouts(pool, parameters, seeds, counted.append, patience=60)
-        again, _ = run_rollouts(pool, parameters, seeds, patience=60)
+        returns, lengths = run_rollouts(pool, parameters, seeds, counted.append, patience=30)
+        again, _ = run_rollouts(pool, parameters, seeds, patience=30)
     assert returns.shape == lengths.shape == (3, 2)
     assert sum(counted) == 6
     assert len(counted) > 2  # as rollouts end, not by the unit
@@ -242,7 +242,7 @@ def test_workers_give_each_rollout_its_place(experiment, monkeypatch):
             1,
             1,
             AgentPolicy(agent, torch.from_numpy(parameters[i : i + 1])),
-            patience=60,
+            patience=30,
         )
         assert returns[i, j] == alone[0]  # to the last bit, whatever else is in the batch
 
@@ -270,7 +270,7 @@ def test_a_worker_refuses_other_models_than_its_fellows(experiment, monkeypatch)
     digest = agent_digest(experiment)
     reading = []
     load = stored.load_models
-    monkeypatch.setattr(stored, "load_models", lambda *how: reading.append(how) or load(*how))
+    monkeypatch.setattr(stored, "load_models", lambda *a: reading.append(a) or load(*a))
     setup_worker(0, experiment, "cpu", DEFAULT, digest, available_cores())
     assert len(reading) == 1  # it drives with what was checked
     with pytest.raises(UserError, match="changed since the start"):
@@ -314,7 +314,7 @@ def test_units_are_alike_and_as_many_for_each_worker():
         def __len__(self):
             return self.workers
 
-        def run(self, units, reports):
+        def run(self, units, reports, shared):
             self.sizes = [len(unit.seeds) for unit in units]
             for i, unit in enumerate(units):
                 for done in (1, 1):  # its worker died, and another one began it again

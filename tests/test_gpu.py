@@ -87,11 +87,11 @@ def train_v(dataset) -> list[float]:
     torch.manual_seed(0)
     model = VAE().to(GPU)
     optimizer = trainvae.make_optimizer(model)
-    how = (GPU, torch.float32)
+    where = (GPU, torch.float32)
     losses = []
     for epoch in (1, 2):
         means = trainvae.run_epoch(
-            model, loader, seed_epoch("V's epoch", 0, epoch), *how, "train", optimizer
+            model, loader, seed_epoch("V's epoch", 0, epoch), *where, "train", optimizer
         )
         losses.append(means["loss"])
     return losses
@@ -116,8 +116,8 @@ def train_m(_) -> list[float]:
     optimizer = trainmdrnn.make_optimizer(model)
     losses = []
     for epoch in (1, 2):
-        how = (seed_epoch("M's epoch", 0, epoch), torch.float32, True, "train", optimizer)
-        losses.append(trainmdrnn.run_epoch(model, loader, *how)["loss"])
+        arguments = (seed_epoch("M's epoch", 0, epoch), torch.float32, True, "train", optimizer)
+        losses.append(trainmdrnn.run_epoch(model, loader, *arguments)["loss"])
     return losses
 
 

@@ -5,8 +5,7 @@ import json
 import re
 import shutil
 import struct
-import subprocess
-import sys
+import time
 from contextlib import contextmanager
 
 import aiohttp
@@ -16,7 +15,7 @@ import pygame
 import pytest
 import torch
 from aiohttp import test_utils
-from conftest import ROOT
+from conftest import ROOT, fork, run_script
 
 from envs.player import window
 from envs.player.command import load_driver
@@ -138,12 +137,8 @@ def test_the_window_is_played_until_it_is_closed(game, monkeypatch):
 def test_without_a_display_there_is_no_window_and_it_is_said(dreamer, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    done = subprocess.run(
-        [sys.executable, "-m", "envs.simulated_carracing", "--logdir", dreamer, "--window"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    options = ["-m", "envs.simulated_carracing", "--logdir", dreamer, "--window"]
+    done = run_script(*options, cwd=ROOT)
     assert done.returncode == 2 and "there is no display" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -285,18 +280,19 @@ def test_a_recording_is_fetched_as_a_film_and_goes_with_its_page(dreamer, tmp_pa
 
 
 @contextmanager
-def server_process(logdir, *options):
-    """The address of a server as a user starts it."""
-    command = [sys.executable, "-m", "envs.simulated_carracing", "--logdir", str(logdir)]
-    process = subprocess.Popen(
-        [*command, "--port", "0", *options], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+def server_process(logdir, folder, *options):
+    """The address of a server in a process of its own."""
+    stdout = folder / "stdout"
+    command = ["-m", "envs.simulated_carracing", "--logdir", logdir, "--port", 0, *options]
+    process = fork(*command, cwd=ROOT, stdout=stdout, stderr=folder / "stderr")
     try:
-        lines = iter(process.stdout.readline, "")
-        yield next(line for line in lines if line.startswith("http")).split()[0]
+        while not (there := re.findall(r"http\S+", stdout.read_text() if stdout.exists() else "")):
+            assert process.is_alive(), (folder / "stderr").read_text()
+            time.sleep(0.05)
+        yield there[0]
     finally:
         process.kill()
-        process.wait()
+        process.join()
 
 
 @pytest.fixture(scope="module")
@@ -389,10 +385,10 @@ def turned(picture):
     return columns.mean() - (picture.shape[1] - 1) / 2
 
 
-def test_steering_moves_what_is_dreamt_to_the_other_side(browser, shipped):
+def test_steering_moves_what_is_dreamt_to_the_other_side(browser, shipped, tmp_path):
     """With the wheel to the right, the road goes to the left of where it goes with it to the left;
     and so does the indicator of the wheel."""
-    with server_process(shipped) as address:
+    with server_process(shipped, tmp_path) as address:
         page = browser.new_page()
         left = steered(page, address, "ArrowLeft", 12)
         assert page.evaluate(STATE)["action"][0] == pytest.approx(-1)
@@ -403,7 +399,7 @@ def test_steering_moves_what_is_dreamt_to_the_other_side(browser, shipped):
 
 
 def test_a_page_in_a_browser_is_played(browser, shipped, tmp_path):
-    with server_process(shipped, "--players", "2") as address:
+    with server_process(shipped, tmp_path, "--players", 2) as address:
         page, other = browser.new_page(), browser.new_page()
         requests, errors = [], []
         page.on("request", lambda request: requests.append(request.url))

@@ -357,7 +357,7 @@ def test_evaluations_run_in_full_whatever_the_patience(tmp_path):
         def __len__(self):
             return 1
 
-        def run(self, units, reports):
+        def run(self, units, reports, shared):
             self.seen = {unit.patience for unit in units}
             for i, unit in enumerate(units):
                 yield i, (np.zeros(len(unit.seeds)), np.ones(len(unit.seeds), np.int64))
@@ -431,10 +431,10 @@ def test_half_of_the_screened_tracks_are_those_the_mean_returns_least_on(n, hard
         def __len__(self):
             return 2
 
-        def run(self, units, reports):
+        def run(self, units, reports, shared):
             for unit in units:
                 assert unit.patience == 100
-                assert (unit.parameters == 3).all()
+                assert (unit.complete(shared).parameters == 3).all()
                 at = [drawn.index(seed) for seed in unit.seeds]
                 returns = [{4: -20.0, 9: 500.0, 2: np.nan}.get(i, 900.0 - i) for i in at]
                 yield unit.number, (np.array(returns), np.full(len(at), 100))

@@ -181,13 +181,13 @@ class RayPool:
 
     def _wait_for_a_worker(self) -> None:
         """Wait until one has started, or failed to; says so, and raises after a long time."""
-        since, told = time.monotonic(), False
+        since, reported = time.monotonic(), False
         while not (self._starting and ray.wait(list(self._starting), timeout=1)[0]):
             alone = time.monotonic() - since
             if alone > self._no_node_after:
                 raise Refused(f"no node of the Ray cluster had room for a worker for {alone:.0f} s")
-            if alone > TELL_AFTER and not told:
-                told = True
+            if alone > TELL_AFTER and not reported:
+                reported = True
                 print("no node of the Ray cluster has room for a worker; waiting", flush=True)
             if not self._starting:
                 time.sleep(1)

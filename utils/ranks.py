@@ -61,7 +61,7 @@ def joined(args: Namespace) -> Iterator[None]:
         yield
     except Exception:
         if rank():
-            time.sleep(3)  # what fails everywhere is told by the first one, with which all end
+            time.sleep(3)  # torchrun ends it, if the first rank says the same
         raise
     finally:
         dist.destroy_process_group()

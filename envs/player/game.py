@@ -107,12 +107,12 @@ class RealSide(Side):
 class DreamSide(Side):
     """A dream, from a start of its own or from where the real car is."""
 
-    def __init__(self, world: World, how: Dreaming):
+    def __init__(self, world: World, dreaming: Dreaming):
         super().__init__(world)
-        self.how = how
+        self.dreaming = dreaming
 
     def reset(self, seed: int, real: RealSide | None = None) -> None:
-        self.dream = Dream(self.world, [seed], self.how)
+        self.dream = Dream(self.world, [seed], self.dreaming)
         if real is None:
             self.dream.reset(ONLY)
             self.prediction = None
@@ -144,9 +144,9 @@ class Game:
     nobody turns a wheel at once.
     """
 
-    def __init__(self, world: World, driver: Driver, how: Dreaming, seed: int = 0):
+    def __init__(self, world: World, driver: Driver, dreaming: Dreaming, seed: int = 0):
         self.driver, self.seed = driver, seed
-        self.dream, self.real = DreamSide(world, how), RealSide(world, driver.agent)
+        self.dream, self.real = DreamSide(world, dreaming), RealSide(world, driver.agent)
         self.view, self.drives, self.paused = "dream", False, False
         self.target, self.hands = np.zeros(3, np.float32), np.zeros(3, np.float32)
         self.action = self.hands
@@ -215,8 +215,8 @@ class Game:
         """Change how it is dreamt, from the next step on."""
         if not (0 < temperature <= 10 and 1 <= horizon <= 100_000):
             raise ValueError("the temperature is in (0, 10], the horizon in 1 to 100000 steps")
-        self.dream.how = Dreaming(temperature, horizon)
-        self.dream.dream.temperature, self.dream.dream.max_steps = self.dream.how
+        self.dream.dreaming = Dreaming(temperature, horizon)
+        self.dream.dream.temperature, self.dream.dream.max_steps = self.dream.dreaming
 
     def pictures(self) -> dict[str, np.ndarray]:
         """What is in view: frames (64, 64, 3) of dreams, (96, 96, 3) of the real track, uint8."""
@@ -224,15 +224,15 @@ class Game:
         return {name: side.frame for name, side in shown.items() if self.view in (name, "both")}
 
     def status(self) -> dict:
-        """What is to be told beside the pictures."""
+        """What is shown beside the pictures."""
         sides = {"real": self.real, "dream": self.dream}
         return {
             "view": self.view,
             "drives": self.drives,
             "paused": self.paused,
             "action": self.action.tolist(),
-            "temperature": self.dream.how.temperature,
-            "horizon": self.dream.how.horizon,
+            "temperature": self.dream.dreaming.temperature,
+            "horizon": self.dream.dreaming.horizon,
             **{name: side.status() for name, side in sides.items() if self.view in (name, "both")},
         }
 

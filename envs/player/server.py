@@ -163,7 +163,7 @@ class Server:
         if origin is not None and urlsplit(origin).netloc != request.host:
             raise web.HTTPForbidden(text="only the page of this server plays here")
         seed = request.query.get("seed", "")
-        if not seed.isdecimal() or len(seed) > 9:  # not told: others for each page
+        if not seed.isdecimal() or len(seed) > 9:  # none given: another for each page
             self.seed += 1000
             seed = self.seed - 1000
         socket = web.WebSocketResponse(max_msg_size=MESSAGE_SIZE, heartbeat=20)
