@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, fork, make_experiment, run_script
 
 from data.episodes import list_episodes, read_episode
+from data.playing import controller_policy, load_driver, play_episodes, random_policy
 from envs.parallel import run_rollouts, start_workers
 from envs.rollouts import play
 from envs.simulator import Simulator
@@ -219,18 +220,22 @@ def test_a_training_with_nodes_that_die_and_join_is_the_undisturbed_one(cluster,
 
 def test_episodes_arrive_whole_and_are_those_of_one_machine(cluster, node, experiment, tmp_path):
     node(2)
-    options = ["--rollouts", 3, "--patience", 40, "--seed", 5, "--threads", 2]
+    options = ["--rollouts", 3, "--patience", 40, "--seed", 5, "--ray-address", cluster.address]
     driven = ["--policy", "controller", "--logdir", experiment]
-    for name, more in (("here", []), ("there", ["--ray-address", cluster.address])):
-        for kind, policy in (("brown", []), ("driven", driven)):
-            command = ["data/generation_script.py", "--rootdir", f"{name}_{kind}", *options]
-            run_whole(*command, *policy, *more, cwd=tmp_path).check_returncode()
-    for kind in ("brown", "driven"):
-        ours, theirs = (list_episodes(tmp_path / f"{name}_{kind}") for name in ("here", "there"))
-        assert [f.name for f in ours] == [f.name for f in theirs] and len(ours) == 3
-        for one, other in zip(ours, theirs, strict=True):
-            assert one.path.read_bytes() == other.path.read_bytes()
-            read_episode(other.path)
+    makers = {
+        "brown": ([], random_policy("brown")),
+        "driven": (driven, controller_policy(load_driver(experiment), 0.05)),
+    }
+    for kind, (policy, maker) in makers.items():
+        command = ["data/generation_script.py", "--rootdir", kind, *options, *policy]
+        run_script(*command, cwd=tmp_path).check_returncode()
+        here = {k: tmp_path / "here" / f"{kind}_{k}.npz" for k in range(3)}
+        play_episodes(here, maker, 5, 40)
+        there = {int(f.path.stem.split("_")[1]): f.path for f in list_episodes(tmp_path / kind)}
+        assert there.keys() == here.keys()
+        for k, path in here.items():
+            assert path.read_bytes() == there[k].read_bytes()
+            read_episode(there[k])
 
 
 def test_a_parcel_has_what_drives_and_no_more(dreamer):
