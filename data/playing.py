@@ -161,7 +161,13 @@ def setup_worker(
 
 
 def setup_elsewhere(
-    index: int, packed: bytes | None, policy: str, seed: int, patience: int, driver, noise
+    index: int,
+    packed: bytes | None,
+    policy: str,
+    seed: int,
+    patience: int,
+    driver: Driver | None,
+    noise: float,
 ):
     """`setup_worker` on a machine of a Ray cluster: it reports (k, T, the file) of an episode.
 

@@ -882,6 +882,22 @@ while [ $# -gt 0 ]; do [ "$1" = --json ] && : > "$2"; shift; done; true
     (folder / "bin" / "python").chmod(0o755)
 
 
+def calls_of(script, folder, **environment):
+    """What a script that was copied by `only_written_down` would have run."""
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", f"scripts/{script}"],
+        cwd=folder,
+        env=os.environ | {"PATH": path, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    calls = (folder / "calls").read_text().splitlines()
+    (folder / "calls").unlink()
+    return calls
+
+
 def test_the_full_experiment_calls_all_stages_and_scores_what_is_new(tmp_path):
     only_written_down(tmp_path, "reproduce.sh")
     first = tmp_path / "exp" / "round_1"
@@ -889,18 +905,7 @@ def test_the_full_experiment_calls_all_stages_and_scores_what_is_new(tmp_path):
     (first / "controller.mp4").touch()
 
     def reproduce():
-        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "scripts/reproduce.sh"],
-            cwd=tmp_path,
-            env=os.environ | {"PATH": path, "LOGDIR": "exp"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        calls = (tmp_path / "calls").read_text().splitlines()
-        (tmp_path / "calls").unlink()
-        return calls
+        return calls_of("reproduce.sh", tmp_path, LOGDIR="exp")
 
     calls = reproduce()
     stages = ["data/generation_script.py"] * 2
@@ -934,18 +939,7 @@ def test_the_loop_goes_from_dream_to_data_to_dream_and_on(tmp_path):
     )
 
     def loop(rounds):
-        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "scripts/dream_loop.sh"],
-            cwd=tmp_path,
-            env=os.environ | {"PATH": path, "LOGDIR": "loop", "ROUNDS": str(rounds)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        calls = (tmp_path / "calls").read_text().splitlines()
-        (tmp_path / "calls").unlink()
-        return calls
+        return calls_of("dream_loop.sh", tmp_path, LOGDIR="loop", ROUNDS=str(rounds))
 
     training = ["trainvae.py", "trainmdrnn.py", "traincontroller.py", "test_controller.py"]
     first = loop(1)
