@@ -14,6 +14,9 @@ vae=(--epochs 3 --batch-size 64 --low-rate-from 3)
 mdrnn=(--epochs 40 --include_reward)
 controller=(--max-generations 54)
 
+mkdir -p "$logdir"
+[[ -e $logdir/begun ]] || date > "$logdir/begun"  # for scripts/how_fast.py
+
 # Round one is the quick start: its controller drives in the data of round two.
 first=$logdir/round_1
 if [[ ! -e $first/controller.mp4 ]]; then  # its last product

@@ -30,6 +30,7 @@ from models.mdrnn import MDRNN
 from models.vae import VAE, Encoder
 from scripts.probe import Recording, explained, latents, memories, principal, situation
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.curves import Curves
 from utils.devices import fast_precision
 from utils.evolution import Progress
 from utils.scores import Scores, read_scores, write_scores
@@ -756,6 +757,27 @@ def test_learning_curve_needs_a_history_and_draws_it(run_here, tmp_path):
         assert picture.size == (1000, 400)
 
 
+def test_how_fast_reads_minutes_since_the_beginning(run_here, tmp_path):
+    def draw():
+        return run_here("scripts/how_fast.py", "--logdir", "exp", "--to", "fast.png", cwd=tmp_path)
+
+    begun = tmp_path / "exp" / "begun"
+    assert draw().returncode == 2 and "begun is missing" in draw().stderr
+    begun.parent.mkdir()
+    begun.touch()
+    os.utime(begun, (time.time() - 12 * 60,) * 2)
+    assert draw().returncode == 2 and "no curves" in draw().stderr
+    curves = Curves(begun.parent / "round_1" / "ctrl" / "tensorboard", 1)
+    curves.add({"return/mean": 300.0, "evaluation/mean": 500.0}, 1)
+    curves.close()
+    done = draw()
+    assert done.returncode == 0, done.stderr
+    expected = "exp: 5 min -, 10 min -, 20 min 500, 40 min 500, 60 min 500"
+    assert expected in done.stdout and "mean: -, -, 300, 300, 300" in done.stdout
+    with Image.open(tmp_path / "fast.png") as picture:
+        assert picture.size == (800, 400)
+
+
 def test_ablation_table_adds_the_finished_runs(run_here, tmp_path):
     """Runs of two machines come together in one file; a run without a score is left out."""
 
@@ -930,6 +952,22 @@ def test_the_full_experiment_calls_all_stages_and_scores_what_is_new(tmp_path):
     (tmp_path / "exp" / "ctrl" / "best.tar").touch()
     os.utime(tmp_path / "exp" / "scores.json", (0, 0))
     assert [call.split()[0] for call in reproduce()] == stages
+
+
+def test_the_longer_training_goes_on_with_the_same_models_and_scores_twice(tmp_path):
+    only_written_down(tmp_path, "longer.sh")
+    longer = tmp_path / "exp" / "longer"
+    longer.mkdir(parents=True)
+    copying, controller, *scores, export = calls_of("longer.sh", tmp_path, LOGDIR="exp")
+    assert "--logdir exp --to exp/longer --stages vae mdrnn" in copying
+    assert "--logdir exp/longer" in controller and "--warm-start exp/ctrl/best.tar" in controller
+    assert [re.search(r"--seed (\d)", call)[1] for call in scores] == ["5", "6"]
+    assert "--logdir exp/longer --to exp/longer/pretrained" in export
+    # Again: V and M stay, and nothing is scored twice.
+    (longer / "mdrnn").mkdir()
+    (longer / "mdrnn" / "best.tar").touch()
+    again = calls_of("longer.sh", tmp_path, LOGDIR="exp")
+    assert [call.split()[0] for call in again] == ["traincontroller.py", "scripts/export.py"]
 
 
 def test_the_loop_goes_from_dream_to_data_to_dream_and_on(tmp_path):
