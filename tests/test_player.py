@@ -295,6 +295,24 @@ def server_process(logdir, folder, *options):
         process.join()
 
 
+def test_the_page_is_opened_where_there_is_a_display(dreamer, tmp_path, monkeypatch):
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\nprintf "%s" "$1" > {opened}\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    monkeypatch.setenv("DISPLAY", "")
+    monkeypatch.setenv("WAYLAND_DISPLAY", "")
+    with server_process(dreamer, tmp_path):
+        time.sleep(0.5)
+    (tmp_path / "stdout").unlink()
+    assert not opened.exists()
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setenv("DISPLAY", ":0")
+    with server_process(dreamer, tmp_path) as address:
+        while not opened.exists() or opened.read_text() != address:
+            time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:

@@ -11,6 +11,7 @@ import struct
 import tempfile
 import threading
 import time
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,6 +22,7 @@ from aiohttp import WSMsgType, web
 
 from envs.player.game import STEPS_PER_SECOND, Game
 from envs.player.recording import Recording
+from envs.viewer import why_no_window
 from utils.cli import UserError, first_line
 from utils.workers import Refused
 
@@ -232,7 +234,10 @@ async def drive(socket: web.WebSocketResponse, seat: Seat) -> None:
 
 
 def serve(new_game: Callable[[int], Game], host: str, port: int, players: int, seed: int) -> None:
-    """Serve until Ctrl-C. Raises UserError where it cannot listen there."""
+    """Serve until Ctrl-C, and open the page where a browser has a display.
+
+    Raises UserError where it cannot listen there.
+    """
 
     async def run(folder: Path) -> None:
         server = Server(new_game, players, seed, folder)
@@ -245,8 +250,10 @@ def serve(new_game: Callable[[int], Game], host: str, port: int, players: int, s
             raise UserError(
                 f"--host {host} --port {port}: {error.strerror}; --port 0 takes any free one"
             ) from None
-        used = runner.addresses[0][1]
-        print(f"http://{host}:{used}/ (Ctrl-C ends it)", flush=True)
+        address = f"http://{host}:{runner.addresses[0][1]}/"
+        print(f"{address} (Ctrl-C ends it)", flush=True)
+        if why_no_window() is None:  # without a display, a browser of the terminal would take it
+            threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
         try:
             await asyncio.Event().wait()
         finally:
