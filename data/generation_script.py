@@ -3,9 +3,9 @@
     python data/generation_script.py --rollouts 1000 --rootdir datasets/carracing --threads 8
 
 Episode k is `rootdir/thread_<k mod threads>/rollout_<k>.npz`, and depends on the policy, the
-seed, --patience and k alone (and on the controller and --noise, where one drives). Run again, it
-makes only what is missing. Data sets of several policies lie in sub-folders of one folder, which is
-then V's and M's --rootdir.
+seed, --patience and k alone (and on the controller, --noise and --bursts, where one drives). Run
+again, it makes only what is missing. Data sets of several policies lie in sub-folders of one
+folder, which is then V's and M's --rootdir.
 """
 
 import json
@@ -36,6 +36,7 @@ from utils.cli import (
     positive_int,
     run_script,
     script_parser,
+    share_float,
 )
 from utils.devices import choose_device
 from utils.files import atomic_write, exclusive
@@ -80,6 +81,14 @@ def parse_arguments() -> Namespace:
         help="standard deviation of the noise on each episode's controller weights",
     )
     parser.add_argument(
+        "--bursts",
+        type=share_float,
+        default=0.0,
+        help="share of the steps in which a random walk drives instead of the controller, for "
+        "half a second or so at a time: data for a dream, whose M else takes what a good driver "
+        "does for the cause of where the road goes",
+    )
+    parser.add_argument(
         "--patience",
         type=natural_int,
         default=0,
@@ -112,16 +121,17 @@ def agree_with(rootdir: Path, args: Namespace, driver: Driver | None) -> None:
             ("--logdir", args.logdir is not None),
             ("--controller", args.controller != "ctrl"),
             ("--noise", args.noise != NOISE),
+            ("--bursts", args.bursts != 0),
         ):
             if given:
                 raise UserError(f"{option} is for --policy controller, not {args.policy}")
     else:
-        asked |= {"noise": args.noise, "logdir": driver.digest}
+        asked |= {"noise": args.noise, "bursts": args.bursts, "logdir": driver.digest}
     if note.exists():
         try:
             made = json.loads(note.read_text())
             made = {key: made[key] for key in ("policy", "seed", *made)}
-            made.setdefault("patience", 0)  # of a data set from before there was the option
+            made = {"patience": 0, "bursts": 0.0} | made  # of a data set from before the options
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{note} is damaged; remove it, or use another --rootdir") from None
         for key, value in asked.items():
@@ -170,7 +180,7 @@ def existing_episodes(rootdir: Path) -> set[int]:
 
 def start_workers(args: Namespace, driver: Driver | None, episodes: int) -> "WorkerPool | RayPool":
     """Processes that play, or the workers of a Ray cluster."""
-    arguments = (args.policy, args.seed, args.patience, driver, args.noise)
+    arguments = (args.policy, args.seed, args.patience, driver, args.noise, args.bursts)
     logs = args.rootdir / "logs"
     if args.ray_address is None:
         environment()  # compiles what the processes draw with

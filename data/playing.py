@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data.episodes import Episode, write_episode
-from data.policies import RANDOM_POLICIES
+from data.policies import RANDOM_POLICIES, burst_plan
 from envs.rollouts import Policy, play
 from envs.simulator import MAX_STEPS, Simulator, environment
 from envs.tracks import track_seeds
@@ -23,6 +23,7 @@ from models.logdir import (
     weights_digest,
 )
 from models.parcel import unpack
+from utils.cli import UserError
 from utils.devices import choose_device, fast_precision
 from utils.frames import SIZE, to_64
 from utils.streams import stream
@@ -76,12 +77,16 @@ def load_driver(logdir: Path, stage: str = "ctrl") -> Driver:
     return Driver(logdir, controller.flat_parameters().numpy(), driving, models, digest)
 
 
-def controller_policy(driver: Driver, noise: float) -> PolicyMaker:
+def controller_policy(driver: Driver, noise: float, bursts: float = 0.0) -> PolicyMaker:
     """A trained controller, on the CPU.
 
     Each episode drives with its own variation, as CMA-ES samples candidates: Gaussian noise
-    of this standard deviation, drawn from (seed, k), is added to the weights.
+    of this standard deviation, drawn from (seed, k), is added to the weights. In a share `bursts`
+    of the steps a random walk drives instead, for half a second or so at a time. Raises UserError
+    for that with squashed actions.
     """
+    if bursts and driver.driving.actions == "squash":
+        raise UserError(f"--bursts: the controller in {driver.logdir} drives with squashed actions")
     device = choose_device("cpu")
     precision = fast_precision(device)
     agent = load_agent(driver.logdir, device, precision, driver.driving, driver.models)
@@ -89,7 +94,26 @@ def controller_policy(driver: Driver, noise: float) -> PolicyMaker:
 
     def make(numbers: list[int], seed: int) -> Policy:
         draws = [stream("noise", seed, k).standard_normal(len(weights)) for k in numbers]
-        return AgentPolicy(agent, weights + noise * torch.from_numpy(np.stack(draws)))
+        parameters = weights + noise * torch.from_numpy(np.stack(draws))
+        policy = AgentPolicy(agent, parameters)
+        if not bursts:
+            return policy
+        plans = [burst_plan(MAX_STEPS, bursts, stream("bursts", seed, k)) for k in numbers]
+        taken, walks = (torch.from_numpy(np.stack(part)) for part in zip(*plans, strict=True))
+        steps = torch.zeros(len(numbers), dtype=torch.int64)
+        # A controller of no weights, whose biases are the action, so that M sees what is done.
+        walking = torch.zeros_like(policy.parameters)
+
+        def act(ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
+            rows = torch.from_numpy(ids)
+            t = steps[rows]
+            walking[rows, -3:] = walks[rows, t]
+            now = taken[rows, t][:, None]
+            policy.parameters[rows] = torch.where(now, walking[rows], parameters[rows].float())
+            steps[rows] += 1
+            return policy(ids, frames)
+
+        return act
 
     return make
 
@@ -149,10 +173,11 @@ def setup_worker(
     patience: int,
     driver: Driver | None = None,
     noise: float = 0.0,
+    bursts: float = 0.0,
 ):
     """What a worker process does with a unit, a dict of episode numbers and their paths."""
     torch.set_num_threads(1)
-    make = random_policy(policy) if driver is None else controller_policy(driver, noise)
+    make = random_policy(policy) if driver is None else controller_policy(driver, noise, bursts)
 
     def work(paths: dict[int, Path], report) -> None:
         play_episodes(paths, make, seed, patience, lambda k, steps: report((k, steps)), report)
@@ -168,6 +193,7 @@ def setup_elsewhere(
     patience: int,
     driver: Driver | None,
     noise: float,
+    bursts: float,
 ):
     """`setup_worker` on a machine of a Ray cluster: it reports (k, T, the file) of an episode.
 
@@ -176,7 +202,7 @@ def setup_elsewhere(
     environment()
     if driver is not None:
         driver = driver._replace(logdir=unpack(packed))
-    work = setup_worker(index, policy, seed, patience, driver, noise)
+    work = setup_worker(index, policy, seed, patience, driver, noise, bursts)
 
     def work_here(paths: dict[int, Path], report) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -26,4 +26,24 @@ def white(steps: int, generator: np.random.Generator) -> np.ndarray:
     return generator.uniform(LOW, HIGH, (steps, 3)).astype(np.float32)
 
 
+BURST = 20  # steps of the random walk at a time, on average
+
+
+def burst_plan(
+    steps: int, share: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where a random walk takes the wheel, (steps,) bool, and its actions (steps, 3) float32.
+
+    Bursts are of geometric length, as are the times between them. Each is another walk.
+    """
+    taken, walks = np.zeros(steps, bool), np.zeros((steps, 3), np.float32)
+    between = BURST * (1 - share) / share
+    t = int(generator.geometric(1 / max(between, 1)))
+    while t < steps:
+        end = min(steps, t + int(generator.geometric(1 / BURST)))
+        taken[t:end], walks[t:end] = True, brownian(end - t, generator)
+        t = end + int(generator.geometric(1 / max(between, 1)))
+    return taken, walks
+
+
 RANDOM_POLICIES = {"brown": brownian, "white": white}

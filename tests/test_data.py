@@ -18,9 +18,9 @@ from data.episodes import (
 )
 from data.latents import LatentEpisode, encode_episodes
 from data.loaders import FRAME_BYTES, FrameLoader, WindowLoader
-from data.policies import brownian, white
+from data.policies import brownian, burst_plan, white
 from envs.simulator import Simulator
-from models.logdir import load_controller
+from models.logdir import load_agent, load_controller
 from models.vae import Encoder
 from utils.cli import UserError
 from utils.devices import fast_precision
@@ -113,6 +113,34 @@ def test_the_controller_of_a_second_round_is_varied_from_episode_to_episode(expe
     frames = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     alone = [make([k], 1)(np.array([0]), frames[i : i + 1])[0] for i, k in enumerate((4, 9))]
     np.testing.assert_allclose(varied(np.arange(2), frames), alone, atol=0.01)
+
+
+@torch.no_grad()
+def test_in_bursts_a_random_walk_drives_and_the_memory_knows_it(experiment):
+    driver = playing.load_driver(experiment)
+    parameters = playing.controller_policy(driver, 0)([0], 1).parameters
+    act = playing.controller_policy(driver, 0, bursts=0.5)([4], 1)
+    agent = load_agent(experiment, CPU, fast_precision(CPU), driver.driving)
+    taken, walk = burst_plan(1000, 0.5, stream("bursts", 1, 4))
+    assert not np.array_equal(taken, burst_plan(1000, 0.5, stream("bursts", 1, 5))[0])
+    h, c = agent.initial_state(1)
+    rng = np.random.default_rng(0)
+    for t in range(200):
+        frames = rng.integers(0, 256, (1, 96, 96, 3), dtype=np.uint8)
+        mu = agent.observe(torch.from_numpy(frames))
+        expected = torch.from_numpy(walk[t : t + 1]) if taken[t] else agent.act(parameters, mu, h)
+        h, c = agent.mdrnn.step(expected, mu, h, c)
+        np.testing.assert_allclose(act(np.array([0]), frames), expected, atol=1e-3)
+    assert 40 < taken[:200].sum() < 160
+
+
+def test_bursts_have_their_share_and_are_walks():
+    plans = [burst_plan(1000, 0.25, np.random.default_rng(k)) for k in range(300)]
+    assert np.mean([taken.mean() for taken, _ in plans]) == pytest.approx(0.25, abs=0.02)
+    taken, walk = plans[0]
+    inside = taken[1:] & taken[:-1]
+    steps = np.diff(walk[:, 0])[inside & (np.abs(walk[:-1, 0]) < 0.4)]
+    assert steps.std() == pytest.approx(np.sqrt(1 / 50), rel=0.25)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,14 @@ def natural_float(text: str) -> float:
     return value
 
 
+def share_float(text: str) -> float:
+    """argparse type: a number from 0 up to, but not, 1."""
+    value = natural_float(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be below 1, not {text}")
+    return value
+
+
 def picture_path(text: str) -> Path:
     """argparse type: the name of a picture that matplotlib is to draw."""
     path = Path(text)
