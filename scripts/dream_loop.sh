@@ -9,11 +9,12 @@ logdir=${LOGDIR:-dream_loop}
 seed=${SEED:-0}
 rounds=${ROUNDS:-5}
 brown=(--policy brown --rollouts 100 --patience 100)
-driven=(--policy controller --controller dream --rollouts 50 --patience 200)
+driven=(--policy controller --controller dream --rollouts 50 --bursts 0.25 --patience 200)
 vae_epochs=2  # of each round
 mdrnn_epochs=20
-controller=(--dream --temperature 1.15 --horizon 400)
-generations=40
+mdrnn=(--include_reward --seq-len 128 --batch-size 8)  # a dream is longer than the usual windows
+controller=(--dream --temperature 1.15 --horizon 400 --n-samples 12 --refine-from 0)
+generations=60
 
 source scripts/environment.sh
 make_environment requirements.txt
@@ -42,7 +43,7 @@ for round in $(seq 1 "$rounds"); do
     fi
     python trainvae.py "${common[@]}" --rootdir "$logdir/data" --epochs "$((vae_epochs * round))" --batch-size 64
     python trainmdrnn.py "${common[@]}" --rootdir "$logdir/data" --epochs "$((mdrnn_epochs * round))" \
-        --include_reward
+        "${mdrnn[@]}"
     python traincontroller.py "${common[@]}" "${controller[@]}" --max-generations "$generations" "${more[@]}"
     python test_controller.py --logdir "$here" --controller dream --device cpu --no-render \
         --episodes 100 --json "$here/scores.json" | tail -n 1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What pretrained/ holds: C of scripts/reproduce.sh goes on, on the same V and M, with more candidates on more
+# What pretrained/ is to hold: C of scripts/reproduce.sh goes on, on the same V and M, with smaller steps on more
 # tracks. Scored once on 200 tracks that nothing else uses. Stopped at any point and run again, it
 # continues. LOGDIR (relative to the repository) and SEED are those of scripts/reproduce.sh.
 set -euo pipefail
@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 logdir=${LOGDIR:-experiment}
 seed=${SEED:-1}
 longer=$logdir/longer
-controller=(--pop-size 64 --n-samples 6 --refine-from 1 --refine-sigma 0.15 --max-generations 60)
+controller=(--n-samples 4 --refine-from 1 --refine-sigma 0.15 --sigma 0.02 --max-generations 60)
 
 source scripts/environment.sh
 make_environment requirements.txt
