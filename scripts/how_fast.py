@@ -45,7 +45,8 @@ def returns_by_minutes(logdir: Path) -> tuple[np.ndarray, np.ndarray]:
     for stage in ("round_1/ctrl", "ctrl"):
         for name, curve in read_curves(logdir / stage / "tensorboard").items():
             kind = "mean" if name in MEAN else "population" if name == POPULATION else None
-            points.setdefault(kind, []).extend(curve)
+            gap = (curve[-1][0] + 1e-3, np.nan)  # no line from one stage to the next
+            points.setdefault(kind, []).extend([*curve, gap])
     if not {"population", "mean"} <= points.keys():
         raise UserError(f"{logdir} has no curves of a controller's training")
     population, mean = (np.array(sorted(points[kind])) for kind in ("population", "mean"))
@@ -56,7 +57,7 @@ def returns_by_minutes(logdir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def latest(curve: np.ndarray, minute: float) -> str:
     """The last value (of points (n, 2)) up to a minute."""
-    known = curve[curve[:, 0] <= minute, 1]
+    known = curve[(curve[:, 0] <= minute) & ~np.isnan(curve[:, 1]), 1]
     return f"{known[-1]:.0f}" if len(known) else "-"
 
 
