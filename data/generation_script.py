@@ -198,6 +198,10 @@ def generate(args: Namespace) -> None:
         if args.logdir is None:
             raise UserError("--policy controller needs the --logdir whose controller drives")
         driver = load_driver(args.logdir, args.controller)
+        if args.bursts and driver.driving.actions == "squash":
+            raise UserError(
+                f"--bursts is for controllers with --actions clip; that of {args.logdir} has squash"
+            )
     agree_with(rootdir, args, driver)
     there = existing_episodes(rootdir)
     missing = [k for k in range(args.rollouts) if k not in there]

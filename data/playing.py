@@ -23,7 +23,6 @@ from models.logdir import (
     weights_digest,
 )
 from models.parcel import unpack
-from utils.cli import UserError
 from utils.devices import choose_device, fast_precision
 from utils.frames import SIZE, to_64
 from utils.streams import stream
@@ -82,11 +81,9 @@ def controller_policy(driver: Driver, noise: float, bursts: float = 0.0) -> Poli
 
     Each episode drives with its own variation, as CMA-ES samples candidates: Gaussian noise
     of this standard deviation, drawn from (seed, k), is added to the weights. In a share `bursts`
-    of the steps a random walk drives instead, for half a second or so at a time. Raises UserError
-    for that with squashed actions.
+    of the steps a random walk drives instead, for half a second or so at a time; not with squashed
+    actions.
     """
-    if bursts and driver.driving.actions == "squash":
-        raise UserError(f"--bursts: the controller in {driver.logdir} drives with squashed actions")
     device = choose_device("cpu")
     precision = fast_precision(device)
     agent = load_agent(driver.logdir, device, precision, driver.driving, driver.models)
@@ -94,22 +91,22 @@ def controller_policy(driver: Driver, noise: float, bursts: float = 0.0) -> Poli
 
     def make(numbers: list[int], seed: int) -> Policy:
         draws = [stream("noise", seed, k).standard_normal(len(weights)) for k in numbers]
-        parameters = weights + noise * torch.from_numpy(np.stack(draws))
-        policy = AgentPolicy(agent, parameters)
+        policy = AgentPolicy(agent, weights + noise * torch.from_numpy(np.stack(draws)))
         if not bursts:
             return policy
+        own = policy.parameters.clone()
         plans = [burst_plan(MAX_STEPS, bursts, stream("bursts", seed, k)) for k in numbers]
         taken, walks = (torch.from_numpy(np.stack(part)) for part in zip(*plans, strict=True))
         steps = torch.zeros(len(numbers), dtype=torch.int64)
         # A controller of no weights, whose biases are the action, so that M sees what is done.
-        walking = torch.zeros_like(policy.parameters)
+        walking = torch.zeros_like(own)
 
         def act(ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
             rows = torch.from_numpy(ids)
             t = steps[rows]
             walking[rows, -3:] = walks[rows, t]
             now = taken[rows, t][:, None]
-            policy.parameters[rows] = torch.where(now, walking[rows], parameters[rows].float())
+            policy.parameters[rows] = torch.where(now, walking[rows], own[rows])
             steps[rows] += 1
             return policy(ids, frames)
 

@@ -27,10 +27,12 @@ def read_curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, list[tuple[float, float]]] = {}
     for path in sorted(folder.glob("events*")):
         data, position = path.read_bytes(), 0
-        while position + 12 <= len(data):  # length, its checksum, event, its checksum
+        while position + 16 <= len(data):  # length, its checksum, event, its checksum
             (length,) = struct.unpack_from("<Q", data, position)
-            event = Event.FromString(data[position + 12 : position + 12 + length])
-            position += length + 16
+            event, position = data[position + 12 : position + 12 + length], position + length + 16
+            if position > len(data):  # half a record, of a training that was killed
+                break
+            event = Event.FromString(event)
             for value in event.summary.value:
                 curves.setdefault(value.tag, []).append((event.wall_time, value.simple_value))
     return curves
@@ -44,7 +46,9 @@ def returns_by_minutes(logdir: Path) -> tuple[np.ndarray, np.ndarray]:
     points = {}
     for stage in ("round_1/ctrl", "ctrl"):
         for name, curve in read_curves(logdir / stage / "tensorboard").items():
-            kind = "mean" if name in MEAN else "population" if name == POPULATION else None
+            if name not in (POPULATION, *MEAN):
+                continue
+            kind = "population" if name == POPULATION else "mean"
             gap = (curve[-1][0] + 1e-3, np.nan)  # no line from one stage to the next
             points.setdefault(kind, []).extend([*curve, gap])
     if not {"population", "mean"} <= points.keys():

@@ -757,6 +757,20 @@ def test_learning_curve_needs_a_history_and_draws_it(run_here, tmp_path):
         assert picture.size == (1000, 400)
 
 
+def test_bursts_are_refused_where_they_cannot_be(run_here, experiment, tmp_path):
+    def generate(*options):
+        command = ["data/generation_script.py", "--rootdir", "data", "--rollouts", 1]
+        done = run_here(*command, "--bursts", 0.3, *options, cwd=tmp_path)
+        assert done.returncode == 2 and not (tmp_path / "data" / "generation.json").exists()
+        return done.stderr
+
+    assert "--bursts is for --policy controller" in generate()
+    path = experiment / "ctrl" / "best.tar"
+    squashed = {"memory": "trained", "memory_seed": 0, "actions": "squash"}
+    save_checkpoint(path, load_checkpoint(path) | {"driving": squashed})
+    assert "has squash" in generate("--policy", "controller", "--logdir", experiment)
+
+
 def test_how_fast_reads_minutes_since_the_beginning(run_here, tmp_path):
     def draw():
         return run_here("scripts/how_fast.py", "--logdir", "exp", "--to", "fast.png", cwd=tmp_path)
