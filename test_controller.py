@@ -27,6 +27,7 @@ from models.logdir import (
     driving_with,
     load_agent,
     load_controller,
+    load_last,
     load_vae,
     new_controller,
     stage_weights,
@@ -72,6 +73,11 @@ def parse_arguments() -> Namespace:
         help="the one that was trained on real tracks, or with --dream in dreams",
     )
     parser.add_argument(
+        "--last",
+        action="store_true",
+        help="the mean of the last generation, which no evaluation has chosen, instead of the best",
+    )
+    parser.add_argument(
         "--in-dream", action="store_true", help="drive in M's dream instead of on real tracks"
     )
     parser.add_argument(
@@ -112,6 +118,8 @@ def choose_view(args: Namespace) -> Path | str | None:
 
 def main() -> None:
     args = parse_arguments()
+    if args.last and args.untrained:
+        raise UserError("--last and --untrained contradict each other; leave one out")
     device = choose_device(args.device)
     stage_weights(args.logdir, "vae")  # name the first stage that is missing
     if args.untrained:
@@ -123,15 +131,19 @@ def main() -> None:
         controller = new_controller(driving)
         print(f"controller: random weights (--untrained, seed {args.seed})")
     else:
-        path = stage_weights(args.logdir, args.controller)
-        controller, driving, state = load_controller(path)
+        if args.last:
+            path = args.logdir / args.controller / "checkpoint.tar"
+            controller, driving, state = load_last(args.logdir, path)
+        else:
+            path = stage_weights(args.logdir, args.controller)
+            controller, driving, state = load_controller(path)
         variant = "".join(
             f", {name} {value}"
             for name, value in driving._asdict().items()
             if value != getattr(DEFAULT, name)
         )
         print(f"controller: {path}, generation {state.get('epoch', '?')}{variant}")
-        trained_with = state.get("conditions", state.get("about", {})).get("models")
+        trained_with = state.get("conditions", state.get("about", state)).get("models")
     models = agent_digest(args.logdir, driving)
     if trained_with not in (None, models):
         print("note: V or M are not those that this controller was trained with")

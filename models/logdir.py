@@ -226,6 +226,18 @@ def load_search(path: Path) -> dict:
     return stored
 
 
+def load_last(logdir: Path, path: Path) -> tuple[Controller, Driving, dict]:
+    """The mean of the last generation of the training at `path`, as `load_controller` gives it."""
+    stored = load_search(path)
+    options = stored["options"]
+    memory_seed = options["seed"] if options["memory"] == "random" else 0
+    driving = driving_with(logdir, options["memory"], memory_seed, options.get("actions", "clip"))
+    mean, basis = stored["cma"]["es"]["mean"], stored["cma"].get("basis")
+    controller = new_controller(driving)
+    controller.load_flat((mean if basis is None else mean @ basis).float())
+    return controller, driving, {"epoch": stored["state"]["generation"], "models": stored["models"]}
+
+
 def versions() -> dict[str, str]:
     """Of Python and of what results depend on."""
     packages = {name: metadata.version(name) for name in PACKAGES}
