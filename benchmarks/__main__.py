@@ -26,6 +26,7 @@ STAGES = (
     "mdrnn",
     "controller",
     "dream",
+    "player",
     "startup",
     "memory",
     "growth",
