@@ -416,6 +416,41 @@ def test_steering_moves_what_is_dreamt_to_the_other_side(browser, shipped, tmp_p
         assert moved(left, right) < -2
 
 
+GAMEPAD = """
+navigator.getGamepads = () => [null, {axes: [-0.5, 0], buttons: Array.from(
+  {length: 8}, (_, k) => ({value: k === 7 ? 0.75 : 0}))}];
+"""
+
+
+def test_a_finger_and_a_gamepad_steer(browser, shipped, tmp_path):
+    """The gamepad is a stand-in, of which the browser says that it is held to the left with gas."""
+    with server_process(shipped, tmp_path) as address:
+        phone = browser.new_context(
+            has_touch=True, is_mobile=True, viewport={"width": 390, "height": 800}
+        )
+        page = phone.new_page()
+        page.goto(address)
+        wait_for(page, "state.dream.steps > 0")
+        right = page.locator("[data-hand=right]")
+        assert right.is_visible()
+        right.dispatch_event("pointerdown")
+        wait_for(page, "state.action[0] === 1")
+        right.dispatch_event("pointerup")
+        wait_for(page, "state.action[0] === 0")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        phone.close()
+
+        desk = browser.new_context()
+        desk.add_init_script(GAMEPAD)
+        page = desk.new_page()
+        page.goto(address)
+        wait_for(page, "state.action[0] === -0.5 && state.action[1] === 0.75")
+        assert not page.locator("[data-hand=right]").is_visible()
+        page.keyboard.down("ArrowRight")  # a key that is held goes before it
+        wait_for(page, "state.action[0] === 1 && state.action[1] === 0")
+        desk.close()
+
+
 def test_a_page_in_a_browser_is_played(browser, shipped, tmp_path):
     with server_process(shipped, tmp_path, "--players", 2) as address:
         page, other = browser.new_page(), browser.new_page()
