@@ -1,6 +1,5 @@
 """What a spectator sees of an episode: a window, or a video file with V's view beside it."""
 
-import io
 import os
 import sys
 import warnings
@@ -20,6 +19,8 @@ from utils.files import TEMPORARY
 from utils.frames import pixels_to_unit, to_64, unit_to_pixels
 
 FRAMES_PER_SECOND = 25  # of a video, which has every second step of the 50 in a second
+GIF_STEPS = 4  # of a gif one frame, and 64 colours for all, so that a lap has 2 MB and not 20
+GIF_COLOURS = 64
 VIDEO_SUFFIXES = (".mp4", ".gif")
 PANEL = 200  # side of the pictures beside the car's, in pixels
 
@@ -61,7 +62,8 @@ class Video:
     """Writes an episode as mp4 or gif: the car (400, 600), beside it what V sees and keeps of it.
 
     A context, at whose end the file takes its name; an error, or Ctrl-C, leaves nothing of it. What
-    keeps it from being made is said on a line, and costs the video alone. A gif has half the size.
+    keeps it from being made is said on a line, and costs the video alone. A gif has half the size
+    and half the frames.
     """
 
     def __init__(self, path: Path, vae: VAE):
@@ -89,16 +91,10 @@ class Video:
         self.encoder = inference_encoder(vae.encoder, torch.device("cpu"), torch.float32)
         self.gif = self.path.suffix == ".gif"
         self.steps = 0
+        self.frames: list[Image.Image] = []  # of a gif
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.unfinished.touch()  # ffmpeg opens it too late to be asked why it cannot
-        if self.gif:
-            duration = 1000 / FRAMES_PER_SECOND  # milliseconds
-            # In memory: a writer that failed on a full disk tries again when it is collected.
-            self.in_memory = io.BytesIO()
-            self.writer = imageio.get_writer(
-                self.in_memory, format="gif", duration=duration, loop=0
-            )
-        else:
+        if not self.gif:
             self.writer = imageio.get_writer(
                 self.unfinished, fps=FRAMES_PER_SECOND, macro_block_size=2
             )
@@ -107,7 +103,7 @@ class Video:
     def add(self, draw: Callable[[], np.ndarray], observation: np.ndarray) -> None:
         """A step: `draw` gives the car's picture (400, 600, 3) uint8; observation (96, 96, 3)."""
         self.steps += 1
-        if self.steps % 2 == 0:
+        if (self.steps - 1) % (GIF_STEPS if self.gif else 2):
             return
         seen = to_64(torch.from_numpy(np.ascontiguousarray(observation))[None])
         kept = unit_to_pixels(self.decoder(self.encoder.mean(pixels_to_unit(seen))))[0].numpy()
@@ -116,17 +112,28 @@ class Video:
             for view in (seen[0].numpy(), kept)
         ]
         frame = np.concatenate([draw(), np.concatenate(panels)], axis=1)
-        self.writer.append_data(frame[::2, ::2] if self.gif else frame)
+        if self.gif:
+            self.frames.append(Image.fromarray(np.ascontiguousarray(frame[::2, ::2])))
+        else:
+            self.writer.append_data(frame)
 
     def _finish(self) -> None:
         import imageio.v2 as imageio
 
         if self.gif:
-            self.unfinished.write_bytes(self.in_memory.getvalue())
+            self._write_gif()
         # ffmpeg does not tell of a disk that is full: what it left cannot be read.
         with imageio.get_reader(self.unfinished) as reader:
             reader.get_data(0)
         os.replace(self.unfinished, self.path)
+
+    def _write_gif(self) -> None:
+        some = self.frames[:: max(1, len(self.frames) // 16)]
+        together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in some]))
+        palette = together.quantize(GIF_COLOURS)
+        first, *others = (f.quantize(palette=palette, dither=0) for f in self.frames)
+        duration = 1000 * GIF_STEPS // (2 * FRAMES_PER_SECOND)  # milliseconds
+        first.save(self.unfinished, save_all=True, append_images=others, duration=duration, loop=0)
 
     def __enter__(self) -> Self:
         return self
