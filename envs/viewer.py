@@ -58,6 +58,16 @@ def window_closed() -> bool:
     return any(event.type == pygame.QUIT or event.key in keys for event in events)
 
 
+def write_gif(path: Path, frames: list[Image.Image]) -> None:
+    """One frame each GIF_STEPS steps, in one palette for all."""
+    some = frames[:: max(1, len(frames) // 16)]
+    together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in some]))
+    palette = together.quantize(GIF_COLOURS)
+    first, *others = (frame.quantize(palette=palette, dither=0) for frame in frames)
+    duration = 1000 * GIF_STEPS // (2 * FRAMES_PER_SECOND)  # milliseconds
+    first.save(path, save_all=True, append_images=others, duration=duration, loop=0)
+
+
 class Video:
     """Writes an episode as mp4 or gif: the car (400, 600), beside it what V sees and keeps of it.
 
@@ -121,19 +131,11 @@ class Video:
         import imageio.v2 as imageio
 
         if self.gif:
-            self._write_gif()
+            write_gif(self.unfinished, self.frames)
         # ffmpeg does not tell of a disk that is full: what it left cannot be read.
         with imageio.get_reader(self.unfinished) as reader:
             reader.get_data(0)
         os.replace(self.unfinished, self.path)
-
-    def _write_gif(self) -> None:
-        some = self.frames[:: max(1, len(self.frames) // 16)]
-        together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in some]))
-        palette = together.quantize(GIF_COLOURS)
-        first, *others = (f.quantize(palette=palette, dither=0) for f in self.frames)
-        duration = 1000 * GIF_STEPS // (2 * FRAMES_PER_SECOND)  # milliseconds
-        first.save(self.unfinished, save_all=True, append_images=others, duration=duration, loop=0)
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 from aiohttp import test_utils
 from conftest import ROOT, fork, run_script
+from PIL import Image
 
 from envs.player import window
 from envs.player.command import load_driver
@@ -449,6 +452,19 @@ def test_a_finger_and_a_gamepad_steer(browser, shipped, tmp_path):
         page.keyboard.down("ArrowRight")  # a key that is held goes before it
         wait_for(page, "state.action[0] === 1 && state.action[1] === 0")
         desk.close()
+
+
+def test_the_page_is_recorded_for_the_readme(browser, shipped, tmp_path):
+    """One frame each four steps: eight of a dream, then three times four beside the real track."""
+    options = ["--logdir", shipped, "--to", tmp_path / "page.gif", "--alone", 8, "--beside", 4]
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/record_page.py", *map(str, options)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "page.gif") as gif:
+        assert gif.n_frames == 5 and gif.info["duration"] == 80
 
 
 def test_a_page_in_a_browser_is_played(browser, shipped, tmp_path):
