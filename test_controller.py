@@ -27,9 +27,9 @@ from models.logdir import (
     driving_with,
     load_agent,
     load_controller,
-    load_last,
     load_vae,
     new_controller,
+    stage_controller,
     stage_weights,
     versions,
     weights_digest,
@@ -131,19 +131,14 @@ def main() -> None:
         controller = new_controller(driving)
         print(f"controller: random weights (--untrained, seed {args.seed})")
     else:
-        if args.last:
-            path = args.logdir / args.controller / "checkpoint.tar"
-            controller, driving, state = load_last(args.logdir, path)
-        else:
-            path = stage_weights(args.logdir, args.controller)
-            controller, driving, state = load_controller(path)
+        path, controller, driving, state = stage_controller(args.logdir, args.controller, args.last)
         variant = "".join(
             f", {name} {value}"
             for name, value in driving._asdict().items()
             if value != getattr(DEFAULT, name)
         )
         print(f"controller: {path}, generation {state.get('epoch', '?')}{variant}")
-        trained_with = state.get("conditions", state.get("about", state)).get("models")
+        trained_with = state.get("conditions", state.get("about", {})).get("models")
     models = agent_digest(args.logdir, driving)
     if trained_with not in (None, models):
         print("note: V or M are not those that this controller was trained with")

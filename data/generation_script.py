@@ -75,6 +75,11 @@ def parse_arguments() -> Namespace:
         help="which of its controllers: trained on real tracks, or with --dream in dreams",
     )
     parser.add_argument(
+        "--last",
+        action="store_true",
+        help="the mean of the last generation instead of the best: it has found out what fools M",
+    )
+    parser.add_argument(
         "--noise",
         type=natural_float,
         default=NOISE,
@@ -93,7 +98,8 @@ def parse_arguments() -> Namespace:
         type=natural_int,
         default=0,
         help="end an episode after so many steps without a new tile, so that a car that left the "
-        "road does not fill the data with one view; 0: never",
+        "road does not fill the data with one view; 0: never, as a dream needs, whose M else never "
+        "sees that one stays there",
     )
     add_seed(parser, "tracks and actions")
     add_ray_address(parser)
@@ -120,6 +126,7 @@ def agree_with(rootdir: Path, args: Namespace, driver: Driver | None) -> None:
         for option, given in (
             ("--logdir", args.logdir is not None),
             ("--controller", args.controller != "ctrl"),
+            ("--last", args.last),
             ("--noise", args.noise != NOISE),
             ("--bursts", args.bursts != 0),
         ):
@@ -197,7 +204,7 @@ def generate(args: Namespace) -> None:
     if args.policy == "controller":
         if args.logdir is None:
             raise UserError("--policy controller needs the --logdir whose controller drives")
-        driver = load_driver(args.logdir, args.controller)
+        driver = load_driver(args.logdir, args.controller, args.last)
         if args.bursts and driver.driving.actions == "squash":
             raise UserError(
                 f"--bursts is for controllers with --actions clip; that of {args.logdir} has squash"

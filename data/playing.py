@@ -18,8 +18,7 @@ from models.logdir import (
     Driving,
     agent_digest,
     load_agent,
-    load_controller,
-    stage_weights,
+    stage_controller,
     weights_digest,
 )
 from models.parcel import unpack
@@ -64,13 +63,12 @@ class Driver(NamedTuple):
     digest: str  # the fingerprint of all that drives
 
 
-def load_driver(logdir: Path, stage: str = "ctrl") -> Driver:
+def load_driver(logdir: Path, stage: str = "ctrl", last: bool = False) -> Driver:
     """The controller of `logdir`: "ctrl", or "dream", which was trained in dreams.
 
-    Raises UserError where something is missing.
+    The best one, or the mean of the last generation. Raises UserError where it is missing.
     """
-    path = stage_weights(logdir, stage)
-    controller, driving, _ = load_controller(path)
+    _, controller, driving, _ = stage_controller(logdir, stage, last)
     models = agent_digest(logdir, driving)
     digest = f"{models}-{weights_digest(controller)[:16]}"
     return Driver(logdir, controller.flat_parameters().numpy(), driving, models, digest)

@@ -226,16 +226,27 @@ def load_search(path: Path) -> dict:
     return stored
 
 
-def load_last(logdir: Path, path: Path) -> tuple[Controller, Driving, dict]:
-    """The mean of the last generation of the training at `path`, as `load_controller` gives it."""
+def stage_controller(
+    logdir: Path, stage: str, last: bool = False
+) -> tuple[Path, Controller, Driving, dict]:
+    """The best controller of a stage, or the mean of its last generation, and where it is kept.
+
+    Beside it, as `load_controller` gives them, how it drives and what else is known of it. Raises
+    UserError where it is missing.
+    """
+    if not last:
+        path = stage_weights(logdir, stage)
+        return path, *load_controller(path)
+    path = logdir / stage / "checkpoint.tar"
     stored = load_search(path)
-    options = stored["options"]
+    options, search = stored["options"], stored["cma"]
     memory_seed = options["seed"] if options["memory"] == "random" else 0
     driving = driving_with(logdir, options["memory"], memory_seed, options.get("actions", "clip"))
-    mean, basis = stored["cma"]["es"]["mean"], stored["cma"].get("basis")
+    mean = search["es"]["mean"]
     controller = new_controller(driving)
-    controller.load_flat((mean if basis is None else mean @ basis).float())
-    return controller, driving, {"epoch": stored["state"]["generation"], "models": stored["models"]}
+    controller.load_flat((mean @ search["basis"] if "basis" in search else mean).float())
+    about = {"epoch": stored["state"]["generation"], "conditions": {"models": stored["models"]}}
+    return path, controller, driving, about
 
 
 def versions() -> dict[str, str]:

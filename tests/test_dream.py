@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 from data.ahead import AHEAD, ahead, replay, replayed_returns, rms, windows
 from data.latents import LatentEpisode
+from data.playing import load_driver
 from envs.parallel import run_rollouts, start_workers
 from envs.rollouts import play
 from envs.simulated_carracing import LEAST_REWARD, MOST_REWARD, Dream, Dreaming, load_world
@@ -222,6 +223,9 @@ def test_a_controller_is_trained_in_dreams_and_resumed(dreamer, run_here, tmp_pa
     assert torch.equal(resumed["cma"]["es"]["mean"], whole["cma"]["es"]["mean"])
     _, driving, best = load_controller(dreamer / "dream/best.tar")
     assert driving == Driving() and np.isfinite(best["reward"])
+    # The last mean, which may be another, drives as well in new data for M.
+    last = load_driver(dreamer, "dream", last=True).weights
+    np.testing.assert_array_equal(last, resumed["cma"]["es"]["mean"].numpy().astype(np.float32))
     for option, value in (("--temperature", 0.7), ("--horizon", 31)):
         refused = run_here(*DREAM, option, value, cwd=tmp_path)
         assert refused.returncode == 2 and f"{option} {value}" in refused.stderr
