@@ -1,6 +1,6 @@
 """Print the scores of scripts/temperatures.sh as a table.
 
-python scripts/temperature_table.py --logdir dream_loop/round_5
+python scripts/temperature_table.py --logdir dream_loop/round_4
 """
 
 import sys

@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-logdir=${LOGDIR:-dream_loop/round_5}
+logdir=${LOGDIR:-dream_loop/round_4}
 temperatures=${TEMPERATURES:-0.5 0.8 1.0 1.15 1.3}
 seeds=${SEEDS:-0 1}
 generations=${GENERATIONS:-80}
