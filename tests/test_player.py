@@ -5,8 +5,6 @@ import json
 import re
 import shutil
 import struct
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 
@@ -27,8 +25,10 @@ from envs.player.server import MESSAGE_SIZE, Server
 from envs.simulated_carracing import Dreaming, load_world
 from envs.simulator import Simulator
 from envs.tracks import track_seeds
+from envs.viewer import write_gif
 from models.agent import AgentPolicy
 from models.logdir import load_vae, weights_digest
+from scripts.record_page import record
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -456,13 +456,12 @@ def test_a_finger_and_a_gamepad_steer(browser, shipped, tmp_path):
 
 def test_the_page_is_recorded_for_the_readme(browser, shipped, tmp_path):
     """One frame each four steps: eight of a dream, then three times four beside the real track."""
-    options = ["--logdir", shipped, "--to", tmp_path / "page.gif", "--alone", 8, "--beside", 4]
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts/record_page.py", *map(str, options)],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    with server_process(shipped, tmp_path) as address:
+        page = browser.new_page()
+        write_gif(tmp_path / "page.gif", record(page, address, 0, 8, 4))
+        state = page.evaluate(STATE)
+        assert state["view"] == "both" and state["drives"]
+        assert state["dream"]["steps"] == 4 and state["real"]["steps"] == 80 + 3 * 4
     with Image.open(tmp_path / "page.gif") as gif:
         assert gif.n_frames == 5 and gif.info["duration"] == 80
 
