@@ -77,7 +77,8 @@ def parse_arguments() -> Namespace:
     parser.add_argument(
         "--last",
         action="store_true",
-        help="the mean of the last generation instead of the best: it has found out what fools M",
+        help="the mean of the last generation instead of the best: in dreams it has found out what "
+        "fools M",
     )
     parser.add_argument(
         "--noise",
@@ -98,8 +99,8 @@ def parse_arguments() -> Namespace:
         type=natural_int,
         default=0,
         help="end an episode after so many steps without a new tile, so that a car that left the "
-        "road does not fill the data with one view; 0: never, as a dream needs, whose M else never "
-        "sees that one stays there",
+        "road does not fill the data with one view; 0: never. M dreams "
+        "that a road soon comes back if no episode shows that none does",
     )
     add_seed(parser, "tracks and actions")
     add_ray_address(parser)

@@ -59,7 +59,7 @@ def window_closed() -> bool:
 
 
 def write_gif(path: Path, frames: list[Image.Image]) -> None:
-    """One frame each GIF_STEPS steps, in one palette for all."""
+    """Write pictures of one size, one each GIF_STEPS steps, in one palette for all."""
     some = frames[:: max(1, len(frames) // 16)]
     together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in some]))
     palette = together.quantize(GIF_COLOURS)
@@ -95,8 +95,6 @@ class Video:
             )
 
     def _open(self, vae: VAE) -> None:
-        import imageio.v2 as imageio
-
         self.decoder = vae.decoder.eval()
         self.encoder = inference_encoder(vae.encoder, torch.device("cpu"), torch.float32)
         self.gif = self.path.suffix == ".gif"
@@ -105,6 +103,8 @@ class Video:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.unfinished.touch()  # ffmpeg opens it too late to be asked why it cannot
         if not self.gif:
+            import imageio.v2 as imageio
+
             self.writer = imageio.get_writer(
                 self.unfinished, fps=FRAMES_PER_SECOND, macro_block_size=2
             )

@@ -238,6 +238,9 @@ def stage_controller(
         path = stage_weights(logdir, stage)
         return path, *load_controller(path)
     path = logdir / stage / "checkpoint.tar"
+    if not path.exists():
+        best = stage_weights(logdir, stage)  # name the command where that is missing as well
+        raise UserError(f"{path} does not exist, only {best}; leave out --last")
     stored = load_search(path)
     options, search = stored["options"], stored["cma"]
     memory_seed = options["seed"] if options["memory"] == "random" else 0

@@ -5,6 +5,7 @@
 Needs playwright (requirements-dev.txt) and a Chromium.
 """
 
+import argparse
 import io
 import re
 import shutil
@@ -64,10 +65,17 @@ def advance(page, side: str, steps: int) -> None:
         page.wait_for_function(f"state.{side}.steps !== {before} || state.{side}.ended")
 
 
+def gif_path(text: str) -> Path:
+    """argparse type: the name of a gif."""
+    if not text.endswith(".gif"):
+        raise argparse.ArgumentTypeError(f"must end in .gif, not {text!r}")
+    return Path(text)
+
+
 def main() -> None:
     parser = script_parser("Record the player's page as a gif.")
     add_logdir(parser)
-    parser.add_argument("--to", type=Path, default=Path("dream.gif"), help="the gif to write")
+    parser.add_argument("--to", type=gif_path, default="dream.gif", help="the gif to write")
     parser.add_argument(
         "--controller", choices=["ctrl", "dream"], default="ctrl", help="which one drives"
     )

@@ -475,6 +475,10 @@ def test_a_training_takes_up_even_steps_in_its_middle_and_leaves_them(
     assert scored.returncode == 0 and "checkpoint.tar, generation 4" in scored.stdout
     assert "note:" not in scored.stdout
     assert run_here(*test, "--untrained", cwd=tmp_path).returncode == 2
+    (experiment / "ctrl/checkpoint.tar").rename(tmp_path / "checkpoint.tar")
+    without = run_here(*test, cwd=tmp_path)
+    assert without.returncode == 2 and "leave out --last" in without.stderr
+    (tmp_path / "checkpoint.tar").rename(experiment / "ctrl/checkpoint.tar")
     # Switched off, it goes on from the same mean.
     off = run_script(*command, "--refine-from", 0, "--max-generations", 5, cwd=tmp_path)
     assert off.returncode == 0 and "generation 5 and on: plain steps again" in off.stdout
