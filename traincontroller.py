@@ -16,12 +16,11 @@ import torch
 
 from envs.evaluation import CONTENDERS, Judge, first_mean, rollout_bar, screen
 from envs.parallel import run_rollouts, start_workers
-from envs.rollouts import seen_in_driving
-from envs.simulated_carracing import Dream, Dreaming, load_world
-from envs.simulator import Simulator
+from envs.seeing import seen_by_candidates, seen_in_data
+from envs.simulated_carracing import Dreaming
 from envs.tracks import track_seeds
 from models.inference import tell_if_not_packed
-from models.logdir import Driving, agent_digest, driving_with, load_agent, load_search, write_config
+from models.logdir import Driving, agent_digest, driving_with, load_search, write_config
 from utils.checkpoint import check_options, save_checkpoint, set_aside
 from utils.cli import (
     UserError,
@@ -41,7 +40,7 @@ from utils.cli import (
 )
 from utils.curves import Curves
 from utils.devices import choose_device, fast_precision
-from utils.evolution import Evolution, Progress, even_basis, finite_fitness
+from utils.evolution import Evolution, Progress, component_basis, finite_fitness
 from utils.files import exclusive
 from utils.workers import WorkerPool
 
@@ -55,7 +54,18 @@ def parse_arguments() -> argparse.Namespace:
     search.add_argument(
         "--n-samples", type=positive_int, default=3, help="rollouts of each candidate"
     )
-    search.add_argument("--sigma", type=positive_float, default=0.1, help="initial step size")
+    search.add_argument(
+        "--components",
+        type=natural_int,
+        help="search in so many principal components of what C sees in the data, each as large as "
+        "the others; 0: in all its weights, as in the paper (default: 16)",
+    )
+    search.add_argument(
+        "--sigma",
+        type=positive_float,
+        help="initial step size, of the actions (default: 0.4), or with --components 0 of the "
+        "weights (default: 0.1)",
+    )
     search.add_argument(
         "--patience",
         type=natural_int,
@@ -81,12 +91,15 @@ def parse_arguments() -> argparse.Namespace:
     refining.add_argument(
         "--refine-from",
         type=natural_int,
-        help="from this generation on take steps that change the actions evenly, whatever part of "
-        "z and h they use: CMA-ES starts anew from its mean; 0: never (default: as the training "
+        help="from this generation on take smaller steps, in more components, those of what the "
+        "candidates see: CMA-ES starts anew from its mean; 0: never (default: as the training "
         "began, at first 31)",
     )
     refining.add_argument(
-        "--refine-sigma", type=positive_float, default=0.4, help="step size then, of the actions"
+        "--refine-components", type=positive_int, default=32, help="principal components then"
+    )
+    refining.add_argument(
+        "--refine-sigma", type=positive_float, default=0.15, help="step size then, of the actions"
     )
     refining.add_argument(
         "--refine-screen",
@@ -150,12 +163,16 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+WEIGHTS_SIGMA = 0.1  # of steps in all weights
+
+
 @dataclass
 class Options:
     """What a training is: one that goes on has the same."""
 
     pop_size: int
     n_samples: int
+    components: int  # 0: the search is in all weights
     sigma: float
     patience: int
     memory: str
@@ -173,30 +190,36 @@ class Training:
         self.folder = args.logdir / args.stage
         self.dream = Dreaming(args.temperature, args.horizon) if args.dream else None
         self.checkpoint, self.best = self.folder / "checkpoint.tar", self.folder / "best.tar"
-        self.options = Options(**{f.name: getattr(args, f.name) for f in fields(Options)})
         self.models, self.progress = models, Progress()
-        self.refine_from = 31 if args.refine_from is None else args.refine_from
         stored = None
         if args.noreload:
             set_aside(self.folder)
         elif self.checkpoint.exists():
             stored = load_search(self.checkpoint)
+        # Earlier versions searched in all weights.
+        before = {} if stored is None else {"components": 0, "refine-from": 0} | stored["options"]
+        if args.components is None:
+            args.components = before.get("components", 16)
+        if args.sigma is None:
+            args.sigma = before.get("sigma", 0.4 if args.components else WEIGHTS_SIGMA)
+        if args.refine_from is None:
+            args.refine_from = before.get("refine-from", 31)
+        self.refine_from = args.refine_from
+        self.options = Options(**{f.name: getattr(args, f.name) for f in fields(Options)})
         first = args.warm_start or (self.best if self.best.exists() else None)
         start = first_mean(first if stored is None else None, driving)
-        self.evolution = Evolution(start, args.sigma, args.pop_size, args.seed)
+        self.evolution = Evolution(start, WEIGHTS_SIGMA, args.pop_size, args.seed)
         if stored is not None:
-            self.restore(stored, args.refine_from)
+            check_options(self.checkpoint, before, self.stored_options())
+            self.restore(stored)
 
-    def restore(self, stored: dict, refine_from: int | None) -> None:
-        """Take up a checkpoint. Raises UserError where it is of another training."""
-        check_options(self.checkpoint, stored["options"], self.stored_options())
+    def restore(self, stored: dict) -> None:
+        """Take up a checkpoint. Raises UserError where it is of another V or M."""
         if stored["models"] != self.models:
             raise UserError(
                 f"{self.checkpoint}: V or M in {self.folder.parent} are not those that this "
                 "controller was trained with; put them back, or use --noreload to start afresh"
             )
-        if refine_from is None:
-            self.refine_from = stored["options"].get("refine-from", 0)
         self.evolution.load_state_dict(stored["cma"])
         known = {f.name for f in fields(Progress)}
         self.progress = Progress(**{n: v for n, v in stored["state"].items() if n in known})
@@ -218,30 +241,39 @@ class Training:
 def change_phase(
     training: Training, driving: Driving, device: torch.device, args: argparse.Namespace
 ) -> None:
-    """Begin to refine, or to search as before, where the next generation is the first to do so.
+    """Begin to search, or to refine, where the next generation is the first to do so.
 
-    What the candidates of that generation see says which steps change the actions evenly. The
-    steps and the time that this takes count as training.
+    What is seen says which steps change the actions evenly. Where the candidates of that generation
+    have to drive for it, their steps and time count as training.
     """
     evolution, progress = training.evolution, training.progress
     generation, start = progress.generation + 1, time.monotonic()
     refine = 0 < training.refine_from <= generation
-    if refine == evolution.refining:
+    phase, components, sigma = "search", training.options.components, training.options.sigma
+    if refine:
+        phase, components, sigma = "refine", args.refine_components, args.refine_sigma
+    if phase == evolution.phase:
         return
-    if not refine:
-        evolution.restart(args.sigma)
-        print(f"generation {generation} and on: plain steps again (--refine-from)", flush=True)
+    if not components:
+        evolution.restart(phase, sigma)
+        print(f"generation {generation} and on: {phase} in all weights, sigma {sigma}", flush=True)
         return
-    candidates = torch.from_numpy(evolution.ask(generation))
-    agent = load_agent(args.logdir, device, fast_precision(device), driving, training.models)
-    tracks = track_seeds("train", len(candidates), args.seed, generation)
-    world = load_world(args.logdir) if training.dream else None
-    simulator = Dream(world, tracks, training.dream) if world else Simulator(tracks)
-    mean, covariance, steps = seen_in_driving(agent, candidates, simulator, args.patience)
-    evolution.restart(args.refine_sigma, even_basis(mean, covariance))
-    progress.steps += steps
+    where, seen = "in the data", None if refine else seen_in_data(args.logdir, driving)
+    if seen is None:
+        where = "in driving"
+        candidates = evolution.ask(generation)
+        tracks = track_seeds("train", len(candidates), args.seed, generation)
+        agent_of = args.logdir, device, driving, training.models
+        seen = seen_by_candidates(*agent_of, candidates, tracks, args.patience, training.dream)
+    basis = component_basis(seen.mean, seen.covariance, components)
+    evolution.restart(phase, sigma, basis)
+    progress.steps += seen.steps
     progress.seconds += time.monotonic() - start
-    print(f"generation {generation} and on: even steps (--refine-from), sigma is of the actions")
+    print(
+        f"generation {generation} and on: {phase} in {len(basis)} directions, of the principal "
+        f"components of what C sees {where}; sigma {sigma}, of the actions",
+        flush=True,
+    )
 
 
 def run_generation(
@@ -253,7 +285,7 @@ def run_generation(
     candidates = evolution.ask(generation)
     # The same tracks for all candidates, so that luck with tracks does not choose among them.
     tracks = track_seeds("train", args.n_samples, args.seed, generation)
-    if evolution.refining and args.refine_screen > args.n_samples:
+    if evolution.phase == "refine" and args.refine_screen > args.n_samples:
         drawn = track_seeds("train", args.refine_screen, args.seed, generation)
         tracks, of_mean, steps = screen(
             pool, evolution.mean, drawn, args.n_samples, args.patience, training.dream

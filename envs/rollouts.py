@@ -3,11 +3,6 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from models.agent import Agent, AgentPolicy
-from utils.cli import UserError
 
 # (episodes (n,), frames (n, H, W, 3) uint8) -> actions (n, 3) float32
 Policy = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -65,35 +60,3 @@ def play(
                     np.concatenate([frames, simulator.reset(new)]),
                 )
     return returns, lengths
-
-
-@torch.no_grad()
-def seen_in_driving(
-    agent: Agent, parameters: Tensor, simulator, patience: int = 0
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean (D,) and covariance (D, D) of [z h], what n controllers (n, P) see in n episodes.
-
-    Without an M of z alone. Each controller drives one of the episodes of `simulator`. The third is
-    the number of frames in all, of which every fourth one is taken. Raises UserError where all look
-    alike.
-    """
-    policy = AgentPolicy(agent, parameters)
-    seen: list[Tensor] = []
-    step = 0
-
-    def noting(ids: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        nonlocal step
-        if step % 4 == 0:
-            seen.append(policy.inputs(ids, frames).cpu())
-        step += 1
-        return policy(ids, frames)
-
-    try:
-        _, lengths = play(simulator, len(parameters), len(parameters), noting, patience=patience)
-    finally:
-        simulator.close()
-    x = torch.cat(seen).double().numpy()
-    covariance = np.cov(x, rowvar=False, bias=True)
-    if not covariance.trace() > 0:
-        raise UserError("z and h are constant or NaN: V or M are broken; train them again")
-    return x.mean(axis=0), covariance, int(lengths.sum())

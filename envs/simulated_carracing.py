@@ -22,7 +22,7 @@ from envs.simulator import MAX_STEPS
 from models.agent import ACTION_HIGH, ACTION_LOW
 from models.logdir import load_dreamer, load_vae, weights_digest
 from models.mdrnn import MDRNN, Prediction, draw_latent
-from models.starts import Starts
+from models.starts import Starts, warm_up
 from models.vae import Decoder
 from utils.cli import run_script
 from utils.frames import SIZE, unit_to_pixels
@@ -84,12 +84,13 @@ class Dream:
         self.warm: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # seed -> z, h, c
         self.prediction: Prediction | None = None  # of the last step; its first rows are `ids`
 
+    @torch.inference_mode()
     def reset(self, ids: np.ndarray) -> np.ndarray:
         """Start the dreams `ids` (n,) and return what is observed, [z h] (n, 288) float32."""
         for i in ids.tolist():
             seed = self.seeds[i]
             if seed not in self.warm:
-                self.warm[seed] = self._warm_up(seed)
+                self.warm[seed] = warm_up(self.world.mdrnn, self.world.starts.draw(seed))
             self.begin(i, *self.warm[seed])
         return self._observed(torch.from_numpy(ids))
 
@@ -150,21 +151,6 @@ class Dream:
             own[:, 0] = generator.random(NOISE_STEPS, np.float32)
             own[:, 1:] = generator.standard_normal(own[:, 1:].shape, np.float32)
         return self.noise[ids, turn]
-
-    @torch.inference_mode()
-    def _warm_up(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """z, h and c of a dream's start, (32,), (256,) and (256,).
-
-        M's state is that after the real frames and actions before it.
-        """
-        mu, actions = (torch.from_numpy(x) for x in self.world.starts.draw(seed))
-        z = mu[-1]
-        if len(mu) == 1:
-            nothing = torch.zeros(self.world.mdrnn.hidden_size)
-            return z, nothing, nothing
-        inputs = torch.cat([actions[1:], mu[:-1]], dim=1)
-        _, (h, c) = self.world.mdrnn.rnn(inputs[:, None])
-        return z, h[0, 0], c[0, 0]
 
 
 class SimulatedCarRacing(gym.Env):

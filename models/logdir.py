@@ -246,8 +246,10 @@ def stage_controller(
     memory_seed = options["seed"] if options["memory"] == "random" else 0
     driving = driving_with(logdir, options["memory"], memory_seed, options.get("actions", "clip"))
     mean = search["es"]["mean"]
+    if "basis" in search:
+        mean = search.get("offset", 0) + mean @ search["basis"]
     controller = new_controller(driving)
-    controller.load_flat((mean @ search["basis"] if "basis" in search else mean).float())
+    controller.load_flat(mean.float())
     about = {"epoch": stored["state"]["generation"], "conditions": {"models": stored["models"]}}
     return path, controller, driving, about
 

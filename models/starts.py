@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from models.mdrnn import MDRNN
 from utils.cli import UserError
 from utils.files import atomic_write
 from utils.streams import stream
@@ -31,15 +34,25 @@ class Starts:
     """
 
     def __init__(self, logdir: Path, encoder: str):
-        self.stored = logdir / "mdrnn" / "starts.npz"
-        folders = sorted((logdir / "latents").glob(f"{encoder[:16]}-*"))
-        self.episodes = sorted(folders[0].rglob("*.npz")) if folders else []
-        if not self.episodes and not self.stored.exists():
+        self.stored, self.episodes = self._find(logdir, encoder)
+        if not self.there(logdir, encoder):
             raise UserError(
                 f"{logdir}: a dream begins at a real frame, and there are neither latents nor "
                 f"{self.stored}; run `python trainmdrnn.py --logdir {logdir} --include_reward`"
             )
         self.kept: list[Start] | None = None
+
+    @staticmethod
+    def _find(logdir: Path, encoder: str) -> tuple[Path, list[Path]]:
+        folders = sorted((logdir / "latents").glob(f"{encoder[:16]}-*"))
+        episodes = sorted(folders[0].rglob("*.npz")) if folders else []
+        return logdir / "mdrnn" / "starts.npz", episodes
+
+    @classmethod
+    def there(cls, logdir: Path, encoder: str) -> bool:
+        """Whether a logdir has any."""
+        stored, episodes = cls._find(logdir, encoder)
+        return bool(episodes) or stored.exists()
 
     def files(self) -> list[Path]:
         """The files that the starts are drawn from."""
@@ -84,3 +97,14 @@ class Starts:
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 raise UserError(f"{self.stored} is damaged ({error}); export it again") from None
         return self.kept
+
+
+def warm_up(mdrnn: MDRNN, start: Start) -> tuple[Tensor, Tensor, Tensor]:
+    """z, h and c at the start, (32,), (256,) and (256,): M's state after all before it."""
+    mu, actions = (torch.from_numpy(x) for x in start)
+    if len(mu) == 1:
+        nothing = torch.zeros(mdrnn.hidden_size)
+        return mu[-1], nothing, nothing
+    inputs = torch.cat([actions[1:], mu[:-1]], dim=1)
+    _, (h, c) = mdrnn.rnn(inputs[:, None])
+    return mu[-1], h[0, 0], c[0, 0]

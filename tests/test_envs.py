@@ -8,14 +8,16 @@ from PIL import Image
 
 from envs import simulator
 from envs.parallel import UNIT, run_rollouts, setup_worker, start_workers
-from envs.rollouts import play, seen_in_driving
+from envs.rollouts import play
+from envs.seeing import LOOKS, seen_in_data, seen_in_driving
 from envs.simulator import Simulator
 from envs.tracks import PURPOSES, track_seeds
 from envs.viewer import Video
 from models import logdir as stored
 from models.agent import AgentPolicy
 from models.controller import PARAMETERS, Controller
-from models.logdir import DEFAULT, Driving, agent_digest, load_agent
+from models.logdir import DEFAULT, Driving, agent_digest, load_agent, load_models, weights_digest
+from models.starts import Starts
 from models.vae import VAE
 from utils.cli import UserError
 from utils.cores import available_cores
@@ -388,3 +390,33 @@ def test_what_is_seen_in_driving_is_z_and_the_h_beside_it(driving, experiment):
     assert rows.shape[1] == len(mean) == (288 if driving == DEFAULT else 32)
     np.testing.assert_allclose(mean, rows.mean(0), atol=1e-4)
     np.testing.assert_allclose(covariance, np.cov(rows.T, bias=True), atol=1e-4)
+
+
+@pytest.mark.parametrize("driving", [DEFAULT, Driving(memory="none")])
+def test_what_is_seen_in_the_data_is_z_and_the_h_beside_it(driving, experiment):
+    """Against M, frame by frame, in an episode of 30 frames, so that each is seen many times."""
+    assert seen_in_data(experiment, driving) is None  # without latents
+    encoder, mdrnn = load_models(experiment, driving)
+    generator = np.random.default_rng(0)
+    mu = generator.standard_normal((30, 32), np.float32)
+    actions = generator.random((30, 3), np.float32)
+    folder = experiment / "latents" / f"{weights_digest(encoder)[:16]}-float32"
+    folder.mkdir(parents=True)
+    np.savez(folder / "rollout_0.npz", mu=mu, actions=actions)
+
+    rows, h, c = [], torch.zeros(1, 256), torch.zeros(1, 256)
+    with torch.no_grad():
+        for t in range(30):
+            rows.append(mu[t] if mdrnn is None else np.append(mu[t], h[0]))
+            if mdrnn is not None and t < 29:
+                h, c = mdrnn.step(
+                    torch.tensor(actions[t + 1 :][:1]), torch.tensor(mu[t])[None], h, c
+                )
+    starts = Starts(experiment, weights_digest(encoder))
+    drawn = [len(starts.draw(seed).mu) - 1 for seed in range(LOOKS)]
+    assert set(drawn) == set(range(30))
+    want = np.array(rows, np.float64)[drawn]
+    seen = seen_in_data(experiment, driving)
+    np.testing.assert_allclose(seen.mean, want.mean(0), atol=1e-4)
+    np.testing.assert_allclose(seen.covariance, np.cov(want.T, bias=True), atol=1e-4)
+    assert seen.steps == 0

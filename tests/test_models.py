@@ -20,7 +20,7 @@ from models.mdrnn import MDRNN, Prediction, mdrnn_losses, mixture_nll
 from models.vae import VAE, Encoder, sample_latent, vae_loss
 from utils.checkpoint import load_weights
 from utils.devices import fast_precision
-from utils.evolution import even_basis
+from utils.evolution import component_basis
 from utils.frames import pixels_to_unit
 
 
@@ -296,31 +296,31 @@ def test_agent_step_is_encode_act_recur_with_the_executed_action():
     assert not hasattr(agent, "decoder")
 
 
-def test_even_steps_change_the_actions_alike_in_large_components_and_in_small():
+def test_a_step_in_components_changes_the_actions_alike_in_each_of_them():
     """The actions of a step are computed by the controller, on inputs as uneven as z and h are."""
     generator = np.random.default_rng(0)
-    variances = np.logspace(1, -3, 10)
+    variances = np.append(np.logspace(1, -3, 9), 0)
     axes = np.linalg.qr(generator.standard_normal((10, 10)))[0]
     # With exactly this mean and covariance:
     parts = generator.standard_normal((500, 10))
     parts = np.linalg.qr(parts - parts.mean(0))[0] * np.sqrt(500 * variances)
     mean = generator.standard_normal(10)
     seen = mean + parts @ axes.T
-    basis = even_basis(mean, axes * variances @ axes.T)
+    covariance = axes * variances @ axes.T
 
     def actions(parameters):  # (P,) -> (500, 3)
         many = torch.from_numpy(parameters).expand(500, -1)
         return act_batch(many, torch.from_numpy(seen), torch.empty(500, 0)).numpy()
 
+    basis = component_basis(mean, covariance, 4)
     # Steps are sums of the basis' rows with independent factors of variance 1.
-    squares = np.array([actions(row) ** 2 for row in basis])
-    np.testing.assert_allclose(squares.mean(1).sum(0), 1)
-    # Of this variance each component has what it should, up to a common factor, and a constant
-    # action as much as a component could have at most.
-    weights = basis[:, :10] @ axes  # of the first action, by component
-    shares = (weights**2).sum(0) * variances
-    constant = ((basis[:, :10] @ mean + basis[:, 30]) ** 2).sum()
-    np.testing.assert_allclose(
-        shares / constant, variances / (variances + variances.mean()), rtol=1e-6
-    )
-    assert np.linalg.matrix_rank(basis) == 33
+    done = np.array([actions(row) for row in basis])  # (15, 500, 3)
+    np.testing.assert_allclose(np.square(done).mean(1).sum(0), 1)
+    # Each row is one action's, and follows one component, or is constant.
+    for row, of_row in enumerate(done):
+        action, component = divmod(row, 5)
+        assert not np.delete(of_row, action, axis=1).any()
+        want = np.ones(500) if component == 4 else parts[:, component] / variances[component] ** 0.5
+        np.testing.assert_allclose(np.abs(of_row[:, action]), np.abs(want) / 5**0.5, atol=1e-6)
+    # What does not vary has no direction.
+    assert component_basis(mean, covariance, 10).shape == (30, 33)

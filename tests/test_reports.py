@@ -355,7 +355,7 @@ def test_c_goes_on_from_a_controller_that_is_there(run_here, tmp_path):
     theirs = Controller().load_flat(torch.randn(867) * 0.1)
     public = {"epoch": 3, "reward": 900.0, "state_dict": theirs.state_dict()}
     save_checkpoint(tmp_path / "exp/ctrl/best.tar", public)
-    done = run_script(*CTRL_RUN, "--sigma", 1e-6, "--max-generations", 1, cwd=tmp_path)
+    done = run_script(*CTRL_RUN, "--sigma", 1e-9, "--max-generations", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the search starts from it" in done.stdout
     state = load_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar")["state"]

@@ -155,46 +155,59 @@ def test_evolution_goes_on_bit_for_bit_from_its_stored_state(size, population, t
     assert np.array_equal(whole.ask(31), resumed.ask(31))
 
 
-def test_refined_evolution_goes_on_from_its_mean_in_the_coordinates_it_is_given():
-    """On a function with axes of very different length in directions that are no coordinate's."""
+def test_evolution_in_a_basis_goes_on_from_its_mean_and_moves_in_the_basis_alone():
     generator = np.random.default_rng(1)
-    axes = np.linalg.qr(generator.standard_normal((30, 30)))[0]
-    lengths = np.logspace(0, -2, 30)
-
-    def fitness(x):
-        return -np.square((x - 1) @ axes / lengths).sum(1)
-
+    basis = np.linalg.qr(generator.standard_normal((30, 30)))[0][:4] * [[1], [2], [3], [4]]
     reached = {}
-    for refined in (False, True):
+    for few in (False, True):
         evolution = Evolution(np.zeros(30), 0.3, 12, seed=0)
-        for generation in range(1, 201):
-            if generation == 21 and refined:
+        target = np.ones(4) @ basis
+        for generation in range(1, 51):
+            if generation == 6 and few:
                 before = evolution.mean
-                evolution.restart(0.5, (axes * lengths).T)
-                np.testing.assert_allclose(evolution.mean, before)
+                evolution.restart("search", 0.5, basis)
+                np.testing.assert_array_equal(evolution.mean, before)
                 many = np.concatenate([evolution.ask(k) for k in range(500)]) - before
-                np.testing.assert_allclose((many @ axes).std(0) / lengths, 0.5, rtol=0.05)
+                factors = np.linalg.lstsq(basis.T, many.T, rcond=None)[0]
+                np.testing.assert_allclose(many, factors.T @ basis, atol=1e-12)
+                np.testing.assert_allclose(factors.std(1), 0.5, rtol=0.05)
             candidates = evolution.ask(generation)
-            evolution.tell(fitness(candidates))
-        assert evolution.refining == refined
-        reached[refined] = fitness(evolution.mean[None])[0]
+            evolution.tell(-np.square((candidates - target) @ basis.T).sum(1))
+        reached[few] = -np.square((evolution.mean - target) @ basis.T).sum()
     assert reached[True] > reached[False] / 1000
 
 
-def test_refined_evolution_goes_on_bit_for_bit_from_its_stored_state(tmp_path):
-    basis = np.random.default_rng(2).standard_normal((20, 20)) + 5 * np.eye(20)
+def test_evolution_in_a_basis_goes_on_bit_for_bit_from_its_stored_state(tmp_path):
+    basis = np.random.default_rng(2).standard_normal((7, 20))
     whole, resumed = (Evolution(np.zeros(20), 0.2, 8, seed=4) for _ in range(2))
     for generation in range(1, 21):
         if generation == 6:
-            whole.restart(0.1, basis)
+            whole.restart("refine", 0.1, basis)
         if generation == 11:
             save_checkpoint(tmp_path / "c.tar", whole.state_dict())
-        whole.tell(-np.abs(whole.ask(generation)).sum(1))
+        whole.tell(-np.abs(whole.ask(generation) - 1).sum(1))
     resumed.load_state_dict(load_checkpoint(tmp_path / "c.tar"))
     for generation in range(11, 21):
-        resumed.tell(-np.abs(resumed.ask(generation)).sum(1))
-    assert resumed.refining and np.array_equal(whole.mean, resumed.mean)
+        resumed.tell(-np.abs(resumed.ask(generation) - 1).sum(1))
+    assert resumed.phase == "refine" and np.array_equal(whole.mean, resumed.mean)
     assert np.array_equal(whole.ask(21), resumed.ask(21)) and whole.sigma == resumed.sigma
+
+
+def test_evolution_takes_up_what_earlier_versions_stored():
+    """In all weights, or refining in a square basis without an offset."""
+    basis = np.random.default_rng(3).standard_normal((6, 6)) + 5 * np.eye(6)
+    for square, phase in ((None, "search"), (basis, "refine")):
+        earlier, now = Evolution(np.ones(6), 0.2, 8, seed=4), Evolution(np.zeros(6), 0.5, 8, seed=4)
+        if square is not None:
+            earlier.restart("refine", 0.1, square)
+        state = earlier.state_dict()
+        del state["phase"]
+        if square is not None:
+            state["es"]["mean"] += np.linalg.solve(basis.T, state.pop("offset").numpy())
+        now.load_state_dict(state)
+        assert now.phase == phase
+        np.testing.assert_allclose(now.mean, 1)
+        np.testing.assert_allclose(now.ask(3), earlier.ask(3), atol=1e-12)
 
 
 def setup_squares(index, marks):
