@@ -249,7 +249,7 @@ def test_dreams_in_workers_are_those_of_one_process(dreamer):
 
 def test_a_search_starts_from_a_controller_of_elsewhere(dreamer, run_here, tmp_path):
     done = run_script(
-        *(*DREAM, "--warm-start", "exp/ctrl/best.tar", "--sigma", 1e-6, "--max-generations", 1),
+        *(*DREAM, "--warm-start", "exp/ctrl/best.tar", "--sigma", 1e-9, "--max-generations", 1),
         cwd=tmp_path,
     )
     assert done.returncode == 0 and "best.tar: the search starts from it" in done.stdout

@@ -361,7 +361,7 @@ def test_c_goes_on_from_a_controller_that_is_there(run_here, tmp_path):
     state = load_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar")["state"]
     np.testing.assert_allclose(state["champion"], theirs.flat_parameters(), atol=1e-4)
     afresh = run_script(
-        *CTRL_RUN, "--sigma", 1e-6, "--max-generations", 1, "--noreload", cwd=tmp_path
+        *CTRL_RUN, "--sigma", 1e-9, "--max-generations", 1, "--noreload", cwd=tmp_path
     )
     assert "the search starts from" not in afresh.stdout
     state = load_checkpoint(tmp_path / "exp/ctrl/checkpoint.tar")["state"]
