@@ -7,6 +7,7 @@ epoch, and the latents of all episodes, once, to `logdir/latents/`.
 """
 
 import copy
+import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from utils.cli import (
     add_noreload,
     add_rootdir,
     add_seed,
+    positive_float,
     positive_int,
     run_script,
     script_parser,
@@ -54,6 +56,12 @@ def parse_arguments() -> Namespace:
     add_rootdir(parser)
     parser.add_argument("--epochs", type=positive_int, default=30, help="epochs at most")
     parser.add_argument("--batch-size", type=positive_int, default=16, help="windows in a batch")
+    parser.add_argument(
+        "--learning-rate",
+        type=positive_float,
+        default=4e-3,
+        help="of RMSprop, at the beginning; it falls along a cosine, to nothing after --epochs",
+    )
     parser.add_argument("--seq-len", type=positive_int, default=32, help="transitions in a window")
     parser.add_argument(
         "--hidden-size", type=positive_int, default=HIDDEN_SIZE, help="units of the LSTM"
@@ -65,10 +73,10 @@ def parse_arguments() -> Namespace:
     return parser.parse_args()
 
 
-def make_optimizer(model: MDRNN) -> torch.optim.RMSprop:
+def make_optimizer(model: MDRNN, learning_rate: float = 4e-3) -> torch.optim.RMSprop:
     """For a model that is on its device already: on a GPU the steps can be recorded."""
     on_gpu = next(model.parameters()).is_cuda
-    return torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9, capturable=on_gpu)
+    return torch.optim.RMSprop(model.parameters(), learning_rate, alpha=0.9, capturable=on_gpu)
 
 
 AHEAD_EVERY = 5  # epochs between looks at how well M predicts many steps ahead
@@ -214,6 +222,7 @@ def train(args: Namespace) -> None:
     options = {
         "seed": args.seed,
         "batch-size": args.batch_size,
+        "learning-rate": args.learning_rate,
         "seq-len": args.seq_len,
         "hidden-size": args.hidden_size,
         "include_reward": args.include_reward,
@@ -227,7 +236,7 @@ def train(args: Namespace) -> None:
     torch.manual_seed(args.seed)
     model = MDRNN(vae.latent_size, hidden_size=args.hidden_size).to(device)
     forward = ranks.wrapped(model)
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(model, args.learning_rate)
     heads = "latents, terminals" + (", rewards" if args.include_reward else "")
     fitting = Fitting(folder, model, optimizer, options, episodes, heads)
     batch_size = ranks.share_of_batch(args.batch_size, len(train_files))
@@ -252,6 +261,9 @@ def train(args: Namespace) -> None:
         generator = seed_epoch("M's test", args.seed, epoch)
         return run_epoch(forward, test_loader, generator, precision, args.include_reward, label)
 
+    def rate(epoch: int) -> float:
+        return args.learning_rate * (1 + math.cos(math.pi * (epoch - 1) / args.epochs)) / 2
+
     held_out = ranks.gathered([latents.read() for latents in test_latents])
 
     def look_ahead(epoch: int, curves: Curves) -> None:
@@ -264,7 +276,7 @@ def train(args: Namespace) -> None:
     fitting.resume()  # raises where options contradict, before anything is written
     if not ranks.rank():
         write_config(folder, args, episodes)
-    fitting.run(args.epochs, train_losses, test_losses, look_ahead)
+    fitting.run(args.epochs, train_losses, test_losses, look_ahead, rate)
     if not ranks.rank():
         report(
             folder / "best.tar", copy.deepcopy(model).cpu().eval(), held_out, args.include_reward

@@ -206,6 +206,26 @@ def test_the_learning_rate_falls_once_and_stays_low(run_here, tmp_path):
     assert other.returncode == 2 and "--low-rate-from 5" in other.stderr
 
 
+def test_the_learning_rate_of_m_falls_along_a_cosine_to_the_last_epoch(
+    experiment, run_here, tmp_path
+):
+    """Resumed as well, where the epochs in all count."""
+    data = write_dataset(tmp_path / "data", [40, 40, 40])
+    shutil.rmtree(experiment / "mdrnn")
+    options = ["--rootdir", data, "--logdir", experiment, "--device", "cpu"]
+    options += ["--learning-rate", 0.002]
+    rates = []
+    for epochs in (1, 3):
+        done = run_here("trainmdrnn.py", *options, "--epochs", epochs, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        rates += re.findall(r"learning rate (\S+)", done.stdout)
+        (group,) = load_checkpoint(experiment / "mdrnn/checkpoint.tar")["optimizer"]["param_groups"]
+        assert group["lr"] == pytest.approx(float(rates[-1]))
+    assert rates == ["0.002", "0.0015", "0.0005"]
+    other = run_here("trainmdrnn.py", *options[:-1], 0.001, "--epochs", 4, cwd=tmp_path)
+    assert other.returncode == 2 and "--learning-rate 0.001" in other.stderr
+
+
 def test_two_episodes_are_enough_and_one_is_not(run_here, tmp_path):
     data = write_dataset(tmp_path / "data", [40, 40])
     options = ["--rootdir", data, "--logdir", "exp", "--epochs", 1, "--nosamples"]

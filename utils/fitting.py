@@ -89,12 +89,14 @@ class Fitting:
         train: Callable[[int], dict[str, float]],
         test: Callable[[int, str], dict[str, float]],
         show: Callable[[int, Curves], None] | None = None,
+        rate: Callable[[int], float] | None = None,
     ) -> None:
         """Train up to epoch `epochs`, or until early stopping, after `resume`.
 
         `train(epoch)` and `test(epoch, label)` return the mean of each term of the loss, "loss"
         among them, over all ranks; `show(epoch, curves)` follows each epoch on the first one, which
-        alone writes.
+        alone writes. `rate(epoch)` is the learning rate; without it, it is halved where the test
+        loss does not improve.
         """
         done = self.done
         if not self.comparable:
@@ -104,21 +106,25 @@ class Fitting:
             if self.stopping.stop:
                 print(f"early stopping: no better test loss for {self.stopping.patience} epochs")
                 break
+            if rate is not None:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate(epoch)
             trained, tested = train(epoch), test(epoch, f"epoch {epoch} test")
-            self.scheduler.step(tested["loss"])
+            if rate is None:
+                self.scheduler.step(tested["loss"])
             self.stopping.step(tested["loss"])
             if ranks.rank():
                 continue
             self.save(epoch, tested["loss"])
-            rate = self.optimizer.param_groups[0]["lr"]
+            used = self.optimizer.param_groups[0]["lr"]
             terms = ", ".join(f"{n} {value:.4g}" for n, value in tested.items() if n != "loss")
             print(
                 f"epoch {epoch}: train {trained['loss']:.5g}, test {tested['loss']:.5g} ({terms}), "
-                f"best {self.stopping.best:.5g}, learning rate {rate:g}"
+                f"best {self.stopping.best:.5g}, learning rate {used:g}"
             )
             curves.add({f"{name}/train": value for name, value in trained.items()}, epoch)
             curves.add({f"{name}/test": value for name, value in tested.items()}, epoch)
-            curves.add({"learning_rate": rate}, epoch)
+            curves.add({"learning_rate": used}, epoch)
             if show is not None:
                 show(epoch, curves)
         else:
