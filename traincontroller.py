@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         "--components",
         type=natural_int,
         help="search in so many principal components of what C sees in the data, each as large as "
-        "the others; 0: in all its weights, as in the paper (default: 16)",
+        "the others; 0: in all its weights, as in the paper (default: 32)",
     )
     search.add_argument(
         "--sigma",
@@ -91,12 +91,9 @@ def parse_arguments() -> argparse.Namespace:
     refining.add_argument(
         "--refine-from",
         type=natural_int,
-        help="from this generation on take smaller steps, in more components, those of what the "
+        help="from this generation on take smaller steps, in the principal components of what the "
         "candidates see: CMA-ES starts anew from its mean; 0: never (default: as the training "
         "began, at first 31)",
-    )
-    refining.add_argument(
-        "--refine-components", type=positive_int, default=32, help="principal components then"
     )
     refining.add_argument(
         "--refine-sigma", type=positive_float, default=0.15, help="step size then, of the actions"
@@ -163,6 +160,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+COMPONENTS = 32
 WEIGHTS_SIGMA = 0.1  # of steps in all weights
 
 
@@ -199,7 +197,7 @@ class Training:
         # Earlier versions searched in all weights.
         before = {} if stored is None else {"components": 0, "refine-from": 0} | stored["options"]
         if args.components is None:
-            args.components = before.get("components", 16)
+            args.components = before.get("components", COMPONENTS)
         if args.sigma is None:
             args.sigma = before.get("sigma", 0.4 if args.components else WEIGHTS_SIGMA)
         if args.refine_from is None:
@@ -251,7 +249,7 @@ def change_phase(
     refine = 0 < training.refine_from <= generation
     phase, components, sigma = "search", training.options.components, training.options.sigma
     if refine:
-        phase, components, sigma = "refine", args.refine_components, args.refine_sigma
+        phase, components, sigma = "refine", components or COMPONENTS, args.refine_sigma
     if phase == evolution.phase:
         return
     if not components:

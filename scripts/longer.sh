@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 logdir=${LOGDIR:-experiment}
 seed=${SEED:-1}
 longer=$logdir/longer
-controller=(--n-samples 4 --refine-from 1 --refine-sigma 0.15 --sigma 0.02 --max-generations 60)
+controller=(--pop-size 48 --n-samples 4 --refine-from 1 --max-generations 60)
 
 source scripts/environment.sh
 make_environment requirements.txt

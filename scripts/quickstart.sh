@@ -37,12 +37,12 @@ made "$logdir/vae/best.tar, pictures in $logdir/vae/samples/"
 
 stage "3/5 M: the MDN-RNN"
 python trainmdrnn.py --logdir "$logdir" --rootdir "$logdir/data" --seed "$seed" --device cpu \
-    --epochs 8
+    --epochs 40
 made "$logdir/mdrnn/best.tar"
 
 stage "4/5 C: the controller"
 python traincontroller.py --logdir "$logdir" --seed "$seed" --device cpu --display \
-    --n-samples 1 --patience 50 --max-generations 19 --refine-from 8 --refine-screen 0 \
+    --n-samples 1 --patience 50 --max-generations 19 --refine-from 0 \
     --eval-every 19 --eval-rollouts 16
 made "$logdir/ctrl/best.tar"
 

@@ -12,7 +12,7 @@ brown=(--policy brown --rollouts 100 --patience 100)
 driven=(--policy controller --rollouts 110 --patience 200)
 vae=(--epochs 3 --batch-size 64 --low-rate-from 3)
 mdrnn=(--epochs 40 --include_reward)
-controller=(--max-generations 54)
+controller=(--max-generations 70)
 
 mkdir -p "$logdir"
 [[ -e $logdir/begun ]] || date > "$logdir/begun"  # for scripts/how_fast.py

@@ -13,7 +13,7 @@ temperatures=${TEMPERATURES:-0.5 0.8 1.0 1.15 1.3}
 seeds=${SEEDS:-0 1}
 generations=${GENERATIONS:-80}
 horizon=400
-controller=(--n-samples 12 --refine-from 0 --eval-every 20 --eval-rollouts 16)
+controller=(--components 0 --n-samples 12 --refine-from 0 --eval-every 20 --eval-rollouts 16)
 
 source scripts/environment.sh
 make_environment requirements.txt
