@@ -7,15 +7,17 @@ cd "$(dirname "$0")/.."
 
 logdir=${LOGDIR:-dream_loop}
 seed=${SEED:-0}
-rounds=${ROUNDS:-4}
+rounds=${ROUNDS:-6}
 brown=(--policy brown --rollouts 100 --patience 100)
-# In full, by the last controller, which has found out what fools M.
-driven=(--policy controller --controller dream --last --rollouts 60 --bursts 0.25 --patience 0)
-vae_epochs=1  # of each round
-mdrnn_epochs=25
-mdrnn=(--include_reward --seq-len 128)  # a dream is longer than the usual windows
-controller=(--dream --temperature 1.15 --horizon 400 --n-samples 12 --refine-from 0)
-controller+=(--max-generations 80 --eval-every 20 --eval-rollouts 16)
+# By the last controller, which has found out what fools M.
+driven=(--policy controller --controller dream --last --bursts 0.25)
+short=(--rollouts 60 --patience 100)  # mostly on the road
+whole=(--rollouts 10 --patience 0)    # to show M that off the road none comes soon
+vae_rounds=3                          # in which V goes on, by an epoch
+mdrnn_epochs=60                       # of each round
+mdrnn=(--include_reward --seq-len 64)
+controller=(--dream --temperature 1.15 --horizon 400 --components 16 --pop-size 96 --n-samples 4)
+controller+=(--refine-from 0 --max-generations 45 --eval-every 15 --eval-rollouts 16)
 
 source scripts/environment.sh
 make_environment requirements.txt
@@ -35,12 +37,16 @@ for round in $(seq 1 "$rounds"); do
         continue
     fi
     if ((round > 1)); then
-        data "round_$round" "${driven[@]}" --logdir "$before" --seed "$((100 * seed + round))"
+        data "round_$round/short" "${driven[@]}" --logdir "$before" "${short[@]}" \
+            --seed "$((100 * seed + 2 * round))"
+        data "round_$round/whole" "${driven[@]}" --logdir "$before" "${whole[@]}" \
+            --seed "$((100 * seed + 2 * round + 1))"
         if [[ ! -e $here/mdrnn/best.tar ]]; then
             python scripts/export.py --logdir "$before" --to "$here" --stages vae mdrnn --overwrite
         fi
     fi
-    python trainvae.py "${common[@]}" --rootdir "$logdir/data" --epochs "$((vae_epochs * round))" --batch-size 64
+    python trainvae.py "${common[@]}" --rootdir "$logdir/data" --batch-size 64 \
+        --epochs "$((round < vae_rounds ? round : vae_rounds))"
     python trainmdrnn.py "${common[@]}" --rootdir "$logdir/data" --epochs "$((mdrnn_epochs * round))" \
         "${mdrnn[@]}"
     python traincontroller.py "${common[@]}" "${controller[@]}"

@@ -1032,12 +1032,16 @@ def test_the_loop_goes_from_dream_to_data_to_dream_and_on(tmp_path):
     first = loop(1)
     assert [call.split()[0] for call in first] == ["data/generation_script.py", *training]
     assert "--dream" in first[3]
-    _, driving, copying, vae, mdrnn, controller, score = loop(2)  # the first round is done
-    assert "--controller dream --last" in driving and "--logdir loop/round_1" in driving
+    _, *driving, copying, vae, mdrnn, controller, score = loop(2)  # the first round is done
+    for call, patience in zip(driving, (100, 0), strict=True):
+        assert "--controller dream --last" in call and "--logdir loop/round_1" in call
+        assert f"--patience {patience} " in call
+    for option in ("rootdir", "seed"):
+        assert len({re.search(rf"--{option} (\S+)", call)[1] for call in driving}) == 2
     assert "--stages vae mdrnn" in copying and "--to loop/round_2" in copying
     for call in (vae, mdrnn, controller, score):
         assert "--logdir loop/round_2" in call
-    assert "--epochs 2" in vae and "--epochs 50" in mdrnn and "--include_reward" in mdrnn
+    assert "--epochs 2" in vae and "--epochs 120" in mdrnn and "--include_reward" in mdrnn
     assert all(call.startswith("data/generation_script.py") for call in loop(2))  # says it is there
 
 
