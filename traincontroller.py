@@ -58,13 +58,13 @@ def parse_arguments() -> argparse.Namespace:
         "--components",
         type=natural_int,
         help="search in so many principal components of what C sees in the data, each as large as "
-        "the others; 0: in all its weights, as in the paper (default: 32)",
+        "the others; 0: in all its weights (default: 0, as in the paper; with --dream 16)",
     )
     search.add_argument(
         "--sigma",
         type=positive_float,
-        help="initial step size, of the actions (default: 0.4), or with --components 0 of the "
-        "weights (default: 0.1)",
+        help="initial step size, of the weights (default: 0.1), or in components of the actions "
+        "(default: 0.4)",
     )
     search.add_argument(
         "--patience",
@@ -160,7 +160,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-COMPONENTS = 32
+REFINED = 32  # components, where the search was in all weights
 WEIGHTS_SIGMA = 0.1  # of steps in all weights
 
 
@@ -197,7 +197,7 @@ class Training:
         # Earlier versions searched in all weights.
         before = {} if stored is None else {"components": 0, "refine-from": 0} | stored["options"]
         if args.components is None:
-            args.components = before.get("components", COMPONENTS)
+            args.components = before.get("components", 16 if args.dream else 0)
         if args.sigma is None:
             args.sigma = before.get("sigma", 0.4 if args.components else WEIGHTS_SIGMA)
         if args.refine_from is None:
@@ -249,7 +249,7 @@ def change_phase(
     refine = 0 < training.refine_from <= generation
     phase, components, sigma = "search", training.options.components, training.options.sigma
     if refine:
-        phase, components, sigma = "refine", components or COMPONENTS, args.refine_sigma
+        phase, components, sigma = "refine", components or REFINED, args.refine_sigma
     if phase == evolution.phase:
         return
     if not components:

@@ -21,7 +21,7 @@ seeds=${SEEDS:-0 1}
 models=${MODELS:-$logdir}
 folder=$logdir/ablations
 results=${RESULTS:-$folder/results.json}
-all="base all_weights components_16 no_patience sigma_0.2 sigma_0.8 population_96_with_1_rollout
+all="base components_16 components_32 no_patience sigma_0.05 sigma_0.2 population_96_with_1_rollout
     population_16_with_6_rollouts squashed_actions random_m no_m refined refined_unscreened"
 [[ $models == "$logdir" ]] && all+=" models_of_round_1"
 only=${ONLY:-$all}
@@ -97,11 +97,11 @@ for name in $only; do
 done
 
 choice base "$models"
-choice all_weights "$models" --components 0
 choice components_16 "$models" --components 16
+choice components_32 "$models" --components 32
 choice no_patience "$models" --patience 0
+choice sigma_0.05 "$models" --sigma 0.05
 choice sigma_0.2 "$models" --sigma 0.2
-choice sigma_0.8 "$models" --sigma 0.8
 choice population_96_with_1_rollout "$models" --pop-size 96 --n-samples 1
 choice population_16_with_6_rollouts "$models" --pop-size 16 --n-samples 6
 choice squashed_actions "$models" --actions squash

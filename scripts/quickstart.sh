@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 logdir=${LOGDIR:-quickstart}
 seed=${SEED:-0}
 cat << TEXT
-This will, on the CPU, in some 11 minutes on 2 cores after the installation:
+This will, on the CPU, in 5 to 11 minutes on 2 cores after the installation:
   - install torch and the rest into .venv, where that was not done (6 GB, a few minutes)
   - show the trained controller of pretrained/ in a video
   - play 32 random episodes, train V, M and C on them, and score C before and after (150 MB)
